@@ -1,6 +1,7 @@
 """Every error the host can answer with.
 
 RpcError                    an error object of JSON-RPC 2.0, section 5.1
+├── RemoteError             what the other end answered with
 ├── ParseError              the bytes are not JSON
 ├── InvalidRequest          JSON, but not a request
 ├── MethodNotFound          no protocol defines the method
@@ -31,17 +32,17 @@ class RpcError(Exception):
     (``provider``, ``method``, ``retryAfterMs``, ``detail``, …).
     """
 
-    code: ClassVar[int] = -32603
-    name: ClassVar[str] = "internal_error"
-    retryable: ClassVar[bool] = False
-    source = "host"
+    code = -32603
+    name = "internal_error"
+    retryable = False
+    source: ClassVar[str] = "host"  # who makes such errors in this process; the SDK says "provider"
 
     def __init__(self, message: str, **data: Any) -> None:
         super().__init__(message)
         self.message = message
         self.data: dict[str, Any] = {
             "name": self.name,
-            "source": self.source,
+            "source": RpcError.source,
             "retryable": self.retryable,
             **data,
         }
@@ -49,6 +50,17 @@ class RpcError(Exception):
     def to_dict(self) -> dict[str, Any]:
         """Return the error object of JSON-RPC 2.0, section 5.1."""
         return {"code": self.code, "message": self.message, "data": self.data}
+
+
+class RemoteError(RpcError):
+    """An error that the other end of a connection answered with; code, message and data are its own."""
+
+    def __init__(self, code: int, message: str, data: Any = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.given = data  # as it came
+        if isinstance(data, dict):
+            self.data |= data
 
 
 class ParseError(RpcError):

@@ -1,0 +1,295 @@
+"""The command line: the only place that prints results or exits. Each command imports what it needs."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gleitzeit_host import __version__
+from gleitzeit_host.errors import ConfigurationError, InvalidParams, RpcError
+
+if TYPE_CHECKING:
+    from gleitzeit_host.host import Host
+
+SHORT_HELP = """\
+gleitzeit-host speaks JSON-RPC 2.0, a message a line: pipe it in, or let an agent or editor launch it. To try it:
+  gleitzeit-host call python/execute code='result = 6 * 7'
+  echo '{"jsonrpc":"2.0","id":1,"method":"host/info"}' | gleitzeit-host        (all commands: gleitzeit-host --help)
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; return 0, 1 (the call failed) or 2 (usage or configuration)."""
+    options = _parser().parse_args(arguments)
+    if options.command is None and sys.stdin is not None and sys.stdin.isatty():
+        print(SHORT_HELP, end="")
+        return 0
+    run: Callable[[argparse.Namespace], int] = getattr(options, "run", _serve)
+    try:
+        return run(options)
+    except ConfigurationError as error:
+        print(f"gleitzeit-host: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our stdout is gone; keep the interpreter from flushing into it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument(
+        "--path",
+        action="append",
+        type=Path,
+        metavar="DIR",
+        help="look here first for providers/ and protocols/ (repeatable)",
+    )
+    common.add_argument("--config", type=Path, metavar="FILE", help="the configuration, fully trusted")
+    common.add_argument(
+        "--log-level",
+        choices=["debug", "info", "warning", "error"],
+        help="what goes to stderr (default: warning)",
+    )
+    common.add_argument("--json", action="store_true", help="print one line of JSON instead of text for people")
+    parser = argparse.ArgumentParser(
+        prog="gleitzeit-host",
+        description="A JSON-RPC 2.0 host on stdin and stdout: protocols are schema files, providers are processes.",
+        parents=[common],
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"gleitzeit-host {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, parents=[common], help=text, description=text, allow_abbrev=False)
+        command.set_defaults(run=run)
+        return command
+
+    add("serve", _serve, "Serve JSON-RPC on stdin and stdout (the default when stdin is not a terminal).")
+    call = add("call", _call, "Call one method and print its result.")
+    call.add_argument("method", metavar="METHOD", help="such as python/execute")
+    call.add_argument(
+        "params",
+        nargs="*",
+        metavar="PARAM",
+        help="one JSON object, or key=value (typed by the method's schema) and key:=JSON",
+    )
+    call.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after this long")
+    call.add_argument("--provider", metavar="NAME", help="which provider to ask")
+    add("providers", _providers, "List the providers, with what each serves or why it cannot.")
+    add("protocols", _protocols, "List the protocols and their methods.")
+    trust = add("trust", _trust, "Trust a configuration file as it is now, or list the trusted ones.")
+    trust.add_argument("file", nargs="?", type=Path, metavar="FILE")
+    trust.add_argument("--revoke", action="store_true", help="trust it no longer")
+    return parser
+
+
+# ---- serve
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from gleitzeit_host import descriptors  # noqa: PLC0415
+
+    streams = descriptors.claim()
+
+    async def serve(host: "Host") -> int:
+        return await host.serve(*streams)
+
+    return _with_host(options, serve)
+
+
+def _with_host(options: argparse.Namespace, use: "Callable[[Host], Awaitable[int]]") -> int:
+    """Build a host as the options say, use it, and take it down."""
+    from gleitzeit_host.processes import Processes  # noqa: PLC0415 - first of all, so that the guard starts meanwhile
+
+    processes = Processes()
+    processes.start()
+
+    import anyio  # noqa: PLC0415
+
+    from gleitzeit_host import config, logs  # noqa: PLC0415
+    from gleitzeit_host.host import Host  # noqa: PLC0415
+
+    handler = logs.configure(getattr(options, "log_level", "warning"))
+    search_path = config.search_path(getattr(options, "path", []))
+    host = Host(config.load(getattr(options, "config", None), Path.cwd()), search_path, processes)
+
+    async def run() -> int:
+        async with host.running():
+            return await use(host)
+
+    try:
+        return anyio.run(run, backend_options={"use_uvloop": True})
+    finally:
+        handler.drain(0.5)
+
+
+# ---- call
+
+
+def _call(options: argparse.Namespace) -> int:
+    async def call(host: "Host") -> int:
+        from gleitzeit_host.host import HOST_METHODS  # noqa: PLC0415
+
+        try:
+            route = host.router.routes.get(options.method)
+            params = read_params(options.params, route.method.params_schema() if route else {})
+            if options.method in HOST_METHODS:
+                result = await host.ask(options.method, params)
+            else:
+                result = json.loads(bytes(await host.call(options.method, {**params, "_meta": _meta(options)})))
+        except RpcError as error:
+            _print_error(options, error)
+            return 1
+        _print(options, result)
+        return 0
+
+    return _with_host(options, call)
+
+
+def _meta(options: argparse.Namespace) -> dict[str, Any]:
+    meta: dict[str, Any] = {}
+    if getattr(options, "timeout", None) is not None:
+        meta["timeoutMs"] = options.timeout * 1000
+    if getattr(options, "provider", None) is not None:
+        meta["provider"] = options.provider
+    return meta
+
+
+def read_params(words: list[str], schema: dict[str, Any]) -> dict[str, Any]:
+    """Read params from the command line: one JSON object, or `key=value` and `key:=JSON` words.
+
+    Args:
+        words: As given.
+        schema: Of the params object; it decides whether the value of `key=value` is a string.
+
+    Raises:
+        InvalidParams: a word is neither, or its JSON is not.
+    """
+    if len(words) == 1 and words[0].lstrip().startswith("{"):
+        value = _json(words[0], "the params")
+        if not isinstance(value, dict):
+            raise InvalidParams("The params are not a JSON object")
+        return value
+    params: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise InvalidParams(f"{word!r} is neither key=value nor key:=JSON nor a JSON object")
+        if key.endswith(":"):
+            params[key[:-1]] = _json(value, key[:-1])
+        else:
+            params[key] = _typed(value, schema.get("properties", {}).get(key, True), schema, key)
+    return params
+
+
+def _typed(value: str, schema: Any, root: dict[str, Any], key: str) -> Any:
+    types = _types(schema, root)
+    if not types or "string" in types:
+        return value
+    return _json(value, f"{key} ({' or '.join(sorted(types))})")
+
+
+def _types(schema: Any, root: dict[str, Any]) -> set[str]:
+    """Return the JSON types that a schema allows, as far as its outermost keywords tell; empty: any."""
+    if not isinstance(schema, dict):
+        return set()
+    reference = schema.get("$ref")
+    if isinstance(reference, str):
+        target: Any = root
+        for part in reference.removeprefix("#/").split("/"):
+            target = target.get(part, {}) if isinstance(target, dict) else {}
+        return _types(target, root)
+    if "type" in schema:
+        return {schema["type"]} if isinstance(schema["type"], str) else set(schema["type"])
+    if "enum" in schema:
+        return {"string"} if any(isinstance(value, str) for value in schema["enum"]) else {"number"}
+    found: set[str] = set()
+    for choice in [*schema.get("anyOf", []), *schema.get("oneOf", [])]:
+        found |= _types(choice, root)
+    return found
+
+
+def _json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InvalidParams(f"{what}: {text[:80]!r} is not JSON: {error}") from None
+
+
+# ---- lists
+
+
+def _providers(options: argparse.Namespace) -> int:
+    async def show(host: "Host") -> int:
+        await host.settled()
+        rows = host.describe_providers()
+        if getattr(options, "json", False):
+            _print(options, {"providers": rows})
+            return 0
+        for row in rows:
+            print(f"{row['name']:<16} {row['state']:<12} {row['reason'] or ', '.join(row['methods'])}")
+        return 0
+
+    return _with_host(options, show)
+
+
+def _protocols(options: argparse.Namespace) -> int:
+    async def show(host: "Host") -> int:
+        await host.settled()
+        listed = await host.ask("host/protocols", {})
+        if getattr(options, "json", False):
+            _print(options, listed)
+            return 0
+        for protocol in listed["protocols"]:
+            print(f"{protocol['name']}/{protocol['version']}  {protocol['title']}  ({protocol['origin']})")
+            for method, available in protocol["methods"].items():
+                print(f"  {method:<28} {'' if available else 'no provider'}".rstrip())
+        return 0
+
+    return _with_host(options, show)
+
+
+def _trust(options: argparse.Namespace) -> int:
+    from gleitzeit_host import config  # noqa: PLC0415
+
+    if options.file is None:
+        trusted = {str(path): digest for path, digest in config.trusted().items()}
+        if getattr(options, "json", False):
+            _print(options, trusted)
+        else:
+            print("\n".join(trusted) or "No configuration file is trusted.")
+    elif options.revoke:
+        config.revoke(options.file)
+        print(f"{options.file} is trusted no longer.")
+    else:
+        config.trust(options.file)
+        print(f"{options.file} is trusted as it is now; after a change it has to be trusted again.")
+    return 0
+
+
+# ---- output
+
+
+def _print(options: argparse.Namespace, value: Any) -> None:
+    compact = getattr(options, "json", False)
+    text = json.dumps(
+        value, ensure_ascii=False, indent=None if compact else 2, separators=(",", ":") if compact else None
+    )
+    sys.stdout.write(text.encode("utf-8", "replace").decode() + "\n")
+    sys.stdout.flush()
+
+
+def _print_error(options: argparse.Namespace, error: RpcError) -> None:
+    if getattr(options, "json", False):
+        print(json.dumps({"error": error.to_dict()}), file=sys.stderr)
+        return
+    name = error.to_dict()["data"].get("name", "error")
+    print(f"gleitzeit-host: {name} ({error.code}): {error.message}", file=sys.stderr)
+    for violation in error.data.get("errors", [])[1:]:
+        print(f"  {violation['path'] or 'params'}: {violation['message']}", file=sys.stderr)

@@ -1,0 +1,160 @@
+"""The client's pipe: plain JSON-RPC 2.0 in and out, with backpressure in both directions."""
+
+import asyncio
+from collections.abc import Callable
+
+from msgspec import Raw, UnsetType
+
+from gleitzeit_host import wire
+from gleitzeit_host.calls import Call
+from gleitzeit_host.config import Limits
+from gleitzeit_host.errors import ParseError, ProviderProtocol, RpcError
+from gleitzeit_host.logs import log
+from gleitzeit_host.peer import Peer, Request
+from gleitzeit_host.router import PATIENCE, Client, Route, Router
+from gleitzeit_host.stdio import open_reader, open_writer
+
+
+class Edge(Client):
+    """Owns the client's peer. Reading stops while the client does not read, or has too much under way.
+
+    `ended` is called once: with True when the input has ended and every answer was written, with False when nobody
+    reads the output any more.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        limits: Limits,
+        serve_host_method: Callable[[Request], bool],
+        ended: Callable[[bool], None],
+        on_pressure: Callable[[bool], None],
+    ) -> None:
+        super().__init__()
+        self._router = router
+        self._limits = limits
+        self._serve_host_method = serve_host_method
+        self._ended = ended
+        self._pressure_elsewhere = on_pressure
+        self._unrouted = 0
+        self._held = 0  # bytes of the requests under way
+        self._reasons: set[object] = set()  # for not reading
+        self._input_over = False
+        self._output_lost = False
+        self._over = False
+
+    def open(self, input_fd: int, output_fd: int) -> None:
+        """Begin to read and write. Takes the descriptors over."""
+        self._writer = open_writer(output_fd, self._lost, self._pressed)
+        self.peer = Peer(
+            self,
+            self._writer.write,
+            max_bytes=self._limits.message_bytes,
+            max_depth=self._limits.depth,
+            max_batch=self._limits.batch,
+        )
+        self._reader = open_reader(input_fd, self.peer.feed, self._input_ended)
+
+    # ---- Owner of the peer
+
+    def on_request(self, request: Request) -> None:
+        """Route a request; what no protocol defines may be the host's own."""
+        if request.method in self._router.routes or not self._serve_host_method(request):
+            self._router.submit(request, self)
+
+    def hold(self) -> None:
+        """A request is on its way without being a call yet."""
+        self._unrouted += 1
+
+    def unhold(self) -> None:
+        """It was answered, or became a call."""
+        self._unrouted -= 1
+        self._finish_if_idle()
+
+    def on_notification(self, method: str, params: Raw | UnsetType) -> None:
+        """Cancel a call; other notifications are not for this host."""
+        if method == "notifications/cancelled":
+            self.cancel(params)
+
+    def on_problem(self, line: bytes, error: RpcError) -> None:
+        """Answer what is not a message; an answer that nobody asked for gets none, lest two hosts chat for ever."""
+        if isinstance(error, ProviderProtocol):
+            log.warning("The client sent %s", error.message)
+        else:
+            id = wire.NULL if isinstance(error, ParseError) else wire.detectable_id(line)
+            self.peer.send(wire.error_line(id, error))
+
+    # ---- calls under way
+
+    def adopt(self, call: Call) -> None:
+        """Keep a call, and read no further while there are too many or too large ones."""
+        super().adopt(call)
+        self._held += call.request.size
+        if self._held > self._limits.held_bytes or len(self.open_calls) >= self._limits.requests:
+            self._pause("busy")
+
+    def forget(self, call: Call) -> None:
+        """Drop a call that is done."""
+        super().forget(call)
+        self._held -= call.request.size
+        if "busy" in self._reasons and self._has_room():
+            self._resume("busy")
+        self._finish_if_idle()
+
+    def _has_room(self) -> bool:
+        return self._held <= self._limits.held_bytes // 2 and len(self.open_calls) <= self._limits.requests // 2
+
+    # ---- flow
+
+    def slow_down(self, route: Route) -> None:
+        """Read no further until the route's queue has room, but no longer than PATIENCE: other methods wait too."""
+        if route not in self._reasons:
+            self._pause(route)
+            asyncio.get_running_loop().call_later(PATIENCE, self._resume, route)
+
+    def speed_up(self, route: Route) -> None:
+        """The route's queue has room again."""
+        self._resume(route)
+
+    def _pressed(self, pressed: bool) -> None:
+        self._pressure_elsewhere(pressed)
+        if pressed:
+            self._pause("output")
+        else:
+            self._resume("output")
+
+    def _pause(self, reason: object) -> None:
+        self._reasons.add(reason)
+        self._reader.pause()
+
+    def _resume(self, reason: object) -> None:
+        self._reasons.discard(reason)
+        if not self._reasons and not self._over:
+            self._reader.resume()
+
+    # ---- the end
+
+    def _input_ended(self) -> None:
+        self.peer.feed_end()
+        self._input_over = True
+        self._finish_if_idle()
+
+    def _finish_if_idle(self) -> None:
+        if self._input_over and not self.open_calls and not self._unrouted:
+            self.finish()
+
+    def _lost(self) -> None:
+        self._output_lost = True
+        self.finish()
+
+    def finish(self) -> None:
+        """Say once that this pipe is over: read nothing more."""
+        if not self._over:
+            self._over = True
+            self._reader.close()
+            self._ended(not self._output_lost)
+
+    async def flush(self) -> None:
+        """Wait until the client has taken every answer, or is gone."""
+        self.peer.flush()
+        await self._writer.flush()

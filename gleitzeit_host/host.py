@@ -1,0 +1,209 @@
+"""The host: builds the parts, serves the client's pipe, and takes everything down again."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskGroup
+from msgspec import Raw
+
+from gleitzeit_host import config as configuration
+from gleitzeit_host import wire
+from gleitzeit_host.calls import Caller
+from gleitzeit_host.config import Config
+from gleitzeit_host.edge import Edge
+from gleitzeit_host.errors import RpcError
+from gleitzeit_host.logs import ProviderLog, ProviderLogs, log
+from gleitzeit_host.manifest import Broken, load_manifests
+from gleitzeit_host.peer import Answer, Request, deliver
+from gleitzeit_host.processes import Processes
+from gleitzeit_host.protocol import load_protocols
+from gleitzeit_host.provider import Provider
+from gleitzeit_host.router import Router
+from gleitzeit_host.state import StateFiles
+from gleitzeit_host.supervisor import Supervisor
+
+HOST_METHODS = frozenset({"host/info", "host/providers", "host/protocols", "host/health", "rpc.discover"})
+EXIT_OUTPUT_LOST = 1  # nobody read what was still to be answered
+
+
+class Host:
+    """One configuration, its protocols and its providers.
+
+    Use `running` around everything else; `serve` answers one client's pipe until it ends.
+    """
+
+    def __init__(self, config: Config, search_path: list[Path], processes: Processes) -> None:
+        self.config = config
+        self.processes = processes
+        self.warnings = list(config.warnings)
+        self._search_path = search_path
+        self._started_at = time.monotonic()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Load what there is, start the eager providers, and stop them all in the end."""
+        async with anyio.create_task_group() as tasks:
+            self._build(tasks)
+            self._start_eager()
+            try:
+                yield
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self.supervisor.stop()
+                    self.router.deadlines.close()
+                    await self.processes.aclose()
+                tasks.cancel_scope.cancel()
+
+    def _build(self, tasks: TaskGroup) -> None:
+        self.protocols, self.protocol_problems = load_protocols(self._search_path, self.config.protocols)
+        manifests, self.broken = load_manifests(self._search_path)
+        self.router = Router(self.protocols.values(), self.config.limits)
+        state_folder = configuration.state_folder()
+        self.supervisor = Supervisor(
+            tasks,
+            self.processes,
+            StateFiles(state_folder / "providers" / self.config.key),
+            self.protocols,
+            self.config.roots,
+            os.environ,
+            sys.executable,
+        )
+        self._tasks = tasks
+        logs = ProviderLogs(state_folder)
+        for name, manifest in manifests.items():
+            settings = configuration.provider_config(self.config, name)
+            provider = Provider(manifest, settings, self.router, ProviderLog(name, logs), self.supervisor.start)
+            self.router.providers[name] = provider
+            if not settings.enabled:
+                provider.not_ready("disabled", "the configuration says enabled = false")
+        self.warnings += configuration.unknown_providers(self.config, [*manifests, *self.broken])
+        for warning in [*self.warnings, *self.protocol_problems]:
+            log.warning("%s", warning)
+        for broken in self.broken.values():
+            log.error("provider %s cannot be used: %s", broken.name, broken.reason)
+
+    def _start_eager(self) -> None:
+        for provider in self.router.providers.values():
+            if provider.state == "idle":
+                for name in self.router.serve(provider, sorted(provider.promised)):
+                    provider.complain(f"No loaded protocol defines {name!r}, which its manifest lists")
+                if configuration.is_eager(provider.manifest, provider.config):
+                    provider.start()
+
+    # ---- serving
+
+    async def serve(self, input_fd: int, output_fd: int) -> int:
+        """Serve one client's pipe until it ends or a signal comes; return the process's exit status."""
+        ended = anyio.Event()
+        status = 0
+
+        def over(answered: bool) -> None:
+            nonlocal status
+            status = 0 if answered else EXIT_OUTPUT_LOST
+            ended.set()
+
+        edge = Edge(self.router, self.config.limits, self._serve_own, over, self._pause_providers)
+        edge.open(input_fd, output_fd)
+        self.edge = edge
+        async with anyio.create_task_group() as tasks:
+
+            def on_signal(number: int) -> None:
+                nonlocal status
+                status = 128 + number
+                ended.set()
+
+            tasks.start_soon(_watch_signals, on_signal)
+            await ended.wait()
+            if status:
+                edge.cancel_all("the host is shutting down")
+                edge.finish()
+                with anyio.move_on_after(0.5):
+                    await edge.flush()
+            else:
+                await edge.flush()
+            tasks.cancel_scope.cancel()
+        return status
+
+    def _pause_providers(self, pressed: bool) -> None:
+        self.supervisor.pause_reading(pressed)
+
+    def _serve_own(self, request: Request) -> bool:
+        if request.method not in HOST_METHODS:
+            return False
+        self.edge.hold()
+        self._tasks.start_soon(self._answer_own, request, self.edge)
+        return True
+
+    async def _answer_own(self, request: Request, caller: Caller) -> None:
+        try:
+            request.respond(wire.encode(await self.ask(request.method, wire.read_params(request.params))))
+        except RpcError as error:
+            request.fail(error)
+        finally:
+            caller.unhold()
+
+    async def call(self, method: str, params: dict[str, Any]) -> Raw:
+        """Call a provider's method from within this process; raises RpcError."""
+        answer = Answer()
+        self.router.submit(Request(Inside(answer), method, b"1", Raw(wire.encode(params)), 0), Caller())
+        return await answer.future
+
+    async def settled(self) -> None:
+        """Wait until no provider is starting."""
+        while any(provider.state == "starting" for provider in self.router.providers.values()):
+            await self.router.next_change()
+
+    async def ask(self, method: str, params: Any) -> Any:
+        """Serve one of the host's own methods; raises RpcError."""
+        methods = await anyio.to_thread.run_sync(import_module, "gleitzeit_host.host_methods")
+        if isinstance(params, dict):
+            params.pop("_meta", None)
+        return methods.serve(self, method, params)
+
+    # ---- facts for the host's own methods
+
+    def uptime(self) -> float:
+        """Seconds since this host was built."""
+        return time.monotonic() - self._started_at
+
+    def describe_providers(self) -> list[dict[str, Any]]:
+        """Return a row per provider, broken manifests included."""
+        rows = [provider.describe() for provider in self.router.providers.values()]
+        rows += [_describe_broken(broken) for broken in self.broken.values()]
+        return sorted(rows, key=lambda row: str(row["name"]))
+
+
+class Inside:
+    """Where the answer to a call from within this process goes."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+
+    def send(self, line: bytes) -> None:
+        """Take the answer."""
+        deliver(line, self._answer)
+
+    def notify(self, method: str, params: Any) -> None:
+        """Progress is not asked for."""
+
+
+def _describe_broken(broken: Broken) -> dict[str, Any]:
+    empty = dict.fromkeys(("pid", "version", "concurrency", "lastProblem", "lastError", "latencyMs", "health"))
+    counts = dict.fromkeys(("inFlight", "served", "restarts", "problems"), 0)
+    row = {"name": broken.name, "description": "", "state": "unavailable", "reason": broken.reason}
+    return {**row, "methods": [], "capabilities": {}, **counts, **empty}
+
+
+async def _watch_signals(on_signal: Callable[[int], None]) -> None:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        async for number in signals:
+            on_signal(number)

@@ -1,0 +1,428 @@
+"""Supervision: when a provider's process runs, how it starts and stops, and what follows its death."""
+
+import asyncio
+import random
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import msgspec
+from anyio.abc import TaskGroup
+from msgspec import Raw
+
+from gleitzeit_host import config as configuration
+from gleitzeit_host import handshake
+from gleitzeit_host.errors import ProviderGone, RpcError
+from gleitzeit_host.logs import log
+from gleitzeit_host.peer import Peer
+from gleitzeit_host.processes import Process, Processes
+from gleitzeit_host.protocol import Protocol
+from gleitzeit_host.provider import Provider
+from gleitzeit_host.state import StateFiles
+from gleitzeit_host.stdio import PollReader, PollWriter
+
+PING_INTERVAL = 10.0  # seconds between pings, and for an answer to one
+PINGS_MISSED = 3  # in a row, after which a provider is restarted
+DRAIN = 1.0  # seconds for which the output of a provider that has exited is awaited
+BACK_OFF = 0.1  # seconds before the first restart; doubled with each further one
+BACK_OFF_MAX = 30.0
+
+
+class Restarts:
+    """The crash budget of one provider: a pure function of crashes and a clock."""
+
+    def __init__(self, max_restarts: int, window: float) -> None:
+        self._max = max_restarts
+        self._window = window
+        self._crashes: deque[float] = deque()
+
+    def after_crash(self, now: float, jitter: float) -> float | None:
+        """Return the seconds to wait before the next start, or None if the budget is spent.
+
+        Args:
+            now: Of the crash, on a monotonic clock, seconds.
+            jitter: In [0, 1): spreads the restarts of providers that died together.
+        """
+        while self._crashes and self._crashes[0] <= now - self._window:
+            self._crashes.popleft()
+        self._crashes.append(now)
+        if len(self._crashes) > self._max:
+            return None
+        delay: float = BACK_OFF * 2 ** min(len(self._crashes) - 1, 16)
+        return min(delay, BACK_OFF_MAX) * (0.5 + jitter / 2)
+
+
+class Supervisor:
+    """Starts providers, restarts them when they die, and stops them all in the end."""
+
+    def __init__(
+        self,
+        tasks: TaskGroup,
+        processes: Processes,
+        states: StateFiles,
+        protocols: dict[str, Protocol],
+        roots: list[Path],
+        environ: Mapping[str, str],
+        python: str,
+    ) -> None:
+        self.processes = processes
+        self.states = states
+        self.protocols = protocols
+        self.roots = [str(root) for root in roots]
+        self.environ = environ
+        self.python = python
+        self._tasks = tasks
+        self._lives: set[Life] = set()
+        self._stopping = False
+        self.paused = False
+        self._unsaved: dict[str, bytes] = {}
+        self._saving: set[str] = set()
+        self._saved = anyio.Event()
+
+    def start(self, provider: Provider) -> None:
+        """Keep the provider running from now on."""
+        provider.state = "starting"
+        provider.on_state = self._save_state
+        self._tasks.start_soon(self._supervise, provider)
+
+    async def _supervise(self, provider: Provider) -> None:
+        limits = configuration.provider_limits(provider.manifest, provider.config)
+        restarts = Restarts(limits.max_restarts, limits.restart_window)
+        while not self._stopping:
+            life = Life(self, provider, limits, restarts)
+            self._lives.add(life)
+            try:
+                await life.run()
+            finally:
+                self._lives.discard(life)
+            if life.delay is None:
+                return
+            await anyio.sleep(life.delay)
+            provider.restarts += 1
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the host is on its way out: nothing is restarted."""
+        return self._stopping
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Stop every provider, side by side, and save what they handed over.
+
+        Args:
+            grace: Seconds for each rung of the stop ladder instead of each provider's own `stop_timeout`.
+        """
+        self._stopping = True
+        async with anyio.create_task_group() as tasks:
+            for life in list(self._lives):
+                tasks.start_soon(life.stop, grace)
+        while self._saving:
+            await self._saved.wait()
+
+    def pause_reading(self, pause: bool) -> None:
+        """Read no provider's output while the client does not take what was read."""
+        self.paused = pause
+        for life in self._lives:
+            life.pause_reading(pause)
+
+    # ---- state
+
+    def _save_state(self, provider: Provider, state: bytes) -> None:
+        self._unsaved[provider.name] = state
+        if provider.name not in self._saving:
+            self._saving.add(provider.name)
+            self._tasks.start_soon(self._write_state, provider)
+
+    async def _write_state(self, provider: Provider) -> None:
+        with anyio.CancelScope(shield=True):
+            while (state := self._unsaved.pop(provider.name, None)) is not None:
+                try:
+                    await anyio.to_thread.run_sync(self.states.save, provider.name, state)
+                except OSError as error:
+                    provider.complain(f"Its state cannot be saved: {error}")
+        self._saving.discard(provider.name)
+        self._saved.set()
+        self._saved = anyio.Event()
+
+
+class Life:
+    """One run of a provider's process, from spawn to exit."""
+
+    def __init__(self, supervisor: Supervisor, provider: Provider, limits: Any, restarts: Restarts) -> None:
+        self.delay: float | None = None  # seconds to the next start; None: there is none
+        self._supervisor = supervisor
+        self._provider = provider
+        self._limits = limits
+        self._restarts = restarts
+        self._greeted = anyio.Event()
+        self._gone = anyio.Event()
+        self._why = ""  # the host ended it; empty: it ended by itself
+        self._refused = False
+        self._exit: int | None = None
+        self._drained = False
+        self._process: Process | None = None
+        self._reader: PollReader | None = None
+        self._errors: PollReader | None = None
+        self._writer: PollWriter | None = None
+        self._drain_timer: asyncio.TimerHandle | None = None
+
+    async def run(self) -> None:
+        """Start the process, shake hands, and wait until it is gone."""
+        self._spawn()
+        self._greet()
+        with anyio.move_on_after(self._limits.start_timeout):
+            await self._greeted.wait()
+        if not self._greeted.is_set():
+            self._break(f"did not answer initialize within {self._limits.start_timeout:g} s")
+        if self._refused:
+            await self.stop(None)
+            self._over(self._why)
+        async with anyio.create_task_group() as tasks:
+            if self._provider.hello is not None and self._provider.hello.ping:
+                tasks.start_soon(self._ping)
+            await self._gone.wait()
+            tasks.cancel_scope.cancel()
+
+    # ---- start
+
+    def _spawn(self) -> None:
+        provider = self._provider
+        settings = configuration.provider_environment(
+            self._supervisor.environ, [*provider.manifest.env, *provider.config.env]
+        )
+        process = self._supervisor.processes.spawn(
+            provider.manifest.argv(self._supervisor.python),
+            {**settings, "GLEITZEIT_PROVIDER": provider.name},
+            on_started=self._started,
+            on_exit=self._exited,
+            on_error=self._not_started,
+        )
+        self._process = process
+        writer = PollWriter(process.stdin, self._input_closed, provider.under_pressure)
+        peer = Peer(provider, writer.write, max_bytes=provider.router.limits.message_bytes)
+        self._writer = writer
+        self._reader = PollReader(process.stdout, peer.feed, partial(self._output_ended, peer))
+        self._errors = PollReader(process.stderr, provider.log.feed, provider.log.feed_end)
+        provider.connected(peer)
+        provider.on_broken = self._break
+
+    def _greet(self) -> None:
+        provider = self._provider
+        peer = provider.peer
+        assert peer is not None
+        settings, ignored = configuration.effective_settings(provider.manifest, provider.config)
+        for complaint in ignored:
+            log.warning("%s: %s", provider.name, complaint)
+        if provider.saved_state is None:
+            provider.saved_state = self._supervisor.states.load(provider.name)
+        greeting = handshake.greeting(
+            provider.name,
+            settings,
+            self._supervisor.roots,
+            provider.router.limits.message_bytes,
+            provider.saved_state,
+        )
+        peer.request(self, "initialize", greeting)
+
+    def answered(self, result: Raw) -> None:
+        """Judge the provider's answer to `initialize`; what it says next finds it ready, or refused."""
+        try:
+            hello, methods = self._accept(result)
+        except handshake.Refused as refused:
+            self._refuse(str(refused))
+        else:
+            self._greeted.set()
+            if not self._supervisor.stopping:
+                self._provider.ready(hello, methods)
+
+    def failed(self, error: RpcError) -> None:
+        """Take an error to `initialize` as the provider's own reason for being unavailable."""
+        if not isinstance(error, ProviderGone):
+            self._refuse(error.message)
+
+    def _refuse(self, why: str) -> None:
+        self._refused = True
+        self._why = why
+        self._greeted.set()
+
+    def _accept(self, result: Raw) -> tuple[handshake.Hello, list[str]]:
+        provider = self._provider
+        hello = handshake.read(result)
+        methods, complaints = handshake.offered(provider.manifest, hello.methods)
+        protocols, more = handshake.brought(hello, provider.name, self._supervisor.protocols)
+        for protocol in protocols:
+            if protocol.name not in self._supervisor.protocols:
+                self._supervisor.protocols[protocol.name] = protocol
+                provider.router.define(protocol)
+        foreign = [name for name in methods if self._is_brought_by_another(name)]
+        more += [f"It declares {name}, of a protocol that another provider brought: refused" for name in foreign]
+        for complaint in complaints + more:
+            provider.complain(complaint)
+        return hello, [name for name in methods if name not in foreign]
+
+    def _is_brought_by_another(self, method: str) -> bool:
+        owner = self._supervisor.protocols.get(method.split("/", maxsplit=1)[0])
+        return (
+            owner is not None
+            and owner.origin.startswith("provider ")
+            and owner.origin != f"provider {self._provider.name}"
+        )
+
+    async def _ping(self) -> None:
+        provider = self._provider
+        missed = 0
+        while True:
+            await anyio.sleep(PING_INTERVAL)
+            if provider.peer is None:
+                return
+            try:
+                with anyio.fail_after(PING_INTERVAL):
+                    result = await provider.peer.call("ping", {})
+                health = msgspec.json.decode(result, type=dict[str, Any])
+                provider.health = {"health": "ok", **health}
+                missed = 0
+            except TimeoutError:
+                missed += 1
+                provider.health = {"health": "failing", "detail": f"{missed} pings unanswered"}
+                if missed >= PINGS_MISSED:
+                    self._break(f"did not answer {missed} pings in a row")
+            except (RpcError, msgspec.MsgspecError) as error:
+                provider.complain(f"Its answer to ping cannot be used: {error}")
+
+    # ---- stop
+
+    async def stop(self, grace: float | None) -> None:
+        """Climb the stop ladder: end of input, SIGTERM to the group, SIGKILL to everything below; each with a wait."""
+        process = self._process
+        if process is None or self._gone.is_set():
+            return
+        if not self._refused:
+            self._why = self._why or "was stopped"
+            self._provider.not_ready("stopping", "the host is stopping it")
+        wait = self._limits.stop_timeout if grace is None else min(grace, self._limits.stop_timeout)
+        assert self._writer is not None
+        self._writer.close()
+        rungs: tuple[Callable[[], None], ...] = (lambda: None, process.terminate, process.kill)
+        for climb in rungs:
+            climb()
+            with anyio.move_on_after(wait):
+                await self._gone.wait()
+                return
+        log.error("%s: its process %s does not go away", self._provider.name, process.pid)
+        self._over("did not go away")
+
+    def _break(self, why: str) -> None:
+        """End this life now because of what the provider did, or did not."""
+        if not self._why and not self._gone.is_set():
+            self._why = why
+            self._provider.last_error = why
+            if self._process is not None:
+                self._process.kill()
+
+    def pause_reading(self, pause: bool) -> None:
+        """Stop reading the provider's output, or go on."""
+        if self._reader is not None:
+            if pause:
+                self._reader.pause()
+            else:
+                self._reader.resume()
+
+    # ---- what the guard and the pipes tell
+
+    def _started(self, pid: int) -> None:
+        self._provider.pid = pid
+
+    def _not_started(self, error: str) -> None:
+        self._refused = True
+        self._why = f"Its command cannot be run: {error}"
+        self._over(self._why)
+
+    def _exited(self, status: int) -> None:
+        self._exit = status
+        if self._drained:
+            self._end()
+        else:
+            self._drain_timer = _later(DRAIN, self._drain_late)
+
+    def _output_ended(self, peer: Peer) -> None:
+        peer.feed_end()
+        self._drained = True
+        if self._exit is not None:
+            self._end()
+        else:  # it lives, but can answer nothing any more
+            self._drain_timer = _later(self._limits.stop_timeout, partial(self._break, "closed its stdout"))
+
+    def _input_closed(self) -> None:
+        """The provider reads no longer. What it still writes counts; its exit, or its closed stdout, ends its life."""
+
+    def _drain_late(self) -> None:
+        if self._supervisor.paused:  # its last words wait for the client
+            self._drain_timer = _later(DRAIN, self._drain_late)
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        if not self._gone.is_set():
+            self._over(self._why or _describe_exit(self._exit, self._provider.log.last_line))
+
+    def _over(self, why: str) -> None:
+        """The process is gone: decide what follows, and only then end the calls that were in flight."""
+        if self._gone.is_set():
+            return
+        provider = self._provider
+        if self._drain_timer is not None:
+            self._drain_timer.cancel()
+        for stream in (self._reader, self._errors):
+            if stream is not None:
+                stream.close()
+        if self._writer is not None:
+            self._writer.abort()
+        self._decide(why)
+        self._gone.set()
+        self._greeted.set()
+        provider.lost(why)
+        provider.router.changed()
+
+    def _decide(self, why: str) -> None:
+        provider = self._provider
+        if self._supervisor.stopping:
+            provider.not_ready("stopping", "the host is stopping it")
+            return
+        provider.last_error = why
+        if self._refused:
+            provider.not_ready("unavailable", why)
+            log.error("%s is unavailable: %s", provider.name, why)
+            return
+        self.delay = self._restarts.after_crash(time.monotonic(), random.random())
+        if self.delay is None:
+            reason = (
+                f"it died {self._limits.max_restarts + 1} times within {self._limits.restart_window:g} s, the last time "
+                f"it {why}; mend it and start the host anew (its log: {provider.log.where()})"
+            )
+            provider.not_ready("failed", reason)
+            log.error("%s has failed: %s", provider.name, reason)
+        else:
+            provider.not_ready("backoff", f"it {why}; it is started again")
+            log.warning("%s %s; it is started again in %.1f s", provider.name, why, self.delay)
+
+
+def _later(seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+    return asyncio.get_running_loop().call_later(seconds, callback)
+
+
+def _describe_exit(status: int | None, last_line: str) -> str:
+    if status is None:
+        text = "vanished"
+    elif status < 0:
+        try:
+            text = f"was killed by {signal.Signals(-status).name}"
+        except ValueError:
+            text = f"was killed by signal {-status}"
+    else:
+        text = f"exited with status {status}"
+    return f"{text} (its stderr ends: {last_line[:300]!r})" if last_line else text

@@ -1,0 +1,246 @@
+"""JSON-RPC 2.0 as lines of bytes: framing, envelopes, and the splices that forward a message. No I/O.
+
+A message is decoded into its envelope only: `params`, `result` and `error` stay raw spans of the line that they
+arrived in, so that what the host forwards is byte for byte what was sent.
+"""
+
+import json
+import re
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from gleitzeit_host.errors import InvalidParams, InvalidRequest, MessageTooLarge, ParseError, RpcError
+
+NULL = b"null"
+EMPTY = Raw(b"{}")
+
+encode = msgspec.json.Encoder().encode
+decode = msgspec.json.Decoder().decode
+split_members = msgspec.json.Decoder(dict[str, Raw]).decode
+split_items = msgspec.json.Decoder(list[Raw]).decode
+
+
+class Message(msgspec.Struct, gc=False):
+    """The envelope of a request, notification or answer (JSON-RPC 2.0, sections 4 and 5)."""
+
+    jsonrpc: Literal["2.0"]
+    method: str | UnsetType = UNSET
+    id: Raw | UnsetType = UNSET
+    params: Raw | UnsetType = UNSET
+    result: Raw | UnsetType = UNSET
+    error: Raw | UnsetType = UNSET
+
+
+decode_message = msgspec.json.Decoder(Message).decode
+
+
+class OversizedLine(bytes):
+    """The beginning of a line that was longer than the limit; the rest was thrown away as it came."""
+
+    __slots__ = ()
+
+    def leading_id(self) -> int | None:
+        """Return the integer id if the line begins with one, as `{"jsonrpc":"2.0","id":7,…` does."""
+        match = _LEADING_ID.match(self)
+        return int(match[1]) if match else None
+
+
+_SALVAGE_SIZE = 1024 * 1024
+_LEADING_ID = re.compile(rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*(\d{1,16})\s*,')
+
+
+class LineBuffer:
+    """Cuts a stream of chunks into lines, holding at most `limit` bytes of an unfinished one."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the lines that `data` completes, without their newlines.
+
+        A line over the limit comes as an `OversizedLine`.
+        """
+        lines = data.split(b"\n")
+        rest = lines.pop()
+        if lines:
+            if self._parts:
+                lines[0] = self._join(lines[0])
+            if len(data) > self.limit:
+                lines = [self._bounded(line) for line in lines]
+        if rest:
+            self._hold(rest)
+        return lines
+
+    def end(self) -> list[bytes]:
+        """Return the unfinished last line, if there is one: end of input ends a line too."""
+        return [self._join(b"")] if self._parts else []
+
+    def _hold(self, part: bytes) -> None:
+        self._size += len(part)
+        if self._size <= self.limit:
+            self._parts.append(part)
+        elif not self._parts or type(self._parts[0]) is not OversizedLine:
+            self._parts = [OversizedLine((self._parts[0] if self._parts else part)[:256])]
+
+    def _join(self, last: bytes) -> bytes:
+        self._hold(last)
+        first = self._parts[0]
+        line = first if type(first) is OversizedLine else b"".join(self._parts)
+        self._parts = []
+        self._size = 0
+        return line
+
+    def _bounded(self, line: bytes) -> bytes:
+        return line if len(line) <= self.limit else OversizedLine(line[:256])
+
+
+def check_utf8(line: bytes) -> None:
+    """Raise ParseError unless the line is UTF-8: raw spans are forwarded without being decoded."""
+    if not line.isascii():
+        try:
+            str(line, "utf-8")
+        except UnicodeDecodeError as error:
+            raise ParseError(f"The line is not UTF-8: {error.reason} at byte {error.start}") from None
+
+
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)"
+)
+
+
+def repair_surrogates(line: bytes) -> bytes:
+    r"""Replace unpaired surrogate escapes (`"\ud800"`) by U+FFFD.
+
+    JSON's grammar allows them, no UTF-8 text can hold them, and msgspec refuses the line.
+    """
+    return _ESCAPE.sub(lambda match: rb"\ufffd" if match[1] else match[0], line)
+
+
+def parse(line: bytes) -> Message:
+    """Decode the envelope of one line.
+
+    Raises:
+        ParseError: the line is not JSON.
+        InvalidRequest: it is JSON, but neither a request nor an answer.
+        MessageTooLarge: it is over the size limit, or nested deeper than any decoder here goes.
+    """
+    try:
+        check_utf8(line)
+        return decode_message(line)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"Not a JSON-RPC 2.0 message: {error}") from None
+    except msgspec.DecodeError as error:
+        if type(line) is OversizedLine:
+            raise MessageTooLarge("The line is longer than limits.message_bytes allows") from None
+        repaired = repair_surrogates(line)
+        if repaired != line:
+            return parse(repaired)
+        raise ParseError(f"Not JSON: {error}") from None
+    except RecursionError:
+        raise MessageTooLarge("The message is nested deeper than limits.depth allows") from None
+
+
+def answered_id(line: bytes) -> int | None:
+    """Return which request a line that `parse` refused was meant to answer, if that can be told.
+
+    A short line is read more leniently (NaN, Infinity, missing members); a long one must begin with its id.
+    """
+    if len(line) > _SALVAGE_SIZE:
+        return OversizedLine(line[:256]).leading_id()
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    id = value.get("id") if isinstance(value, dict) and "method" not in value else None
+    return id if type(id) is int else None
+
+
+def request_id(raw: Raw) -> bytes:
+    """Return the id's own bytes, to be echoed exactly; raises InvalidRequest unless string, number or null."""
+    value = bytes(raw)
+    if value[0] not in b'"-0123456789n':
+        raise InvalidRequest("The id is neither a string nor a number nor null")
+    return value
+
+
+def detectable_id(line: bytes) -> bytes:
+    """Return the id of an invalid request where it has a usable one, else null (section 5.1)."""
+    try:
+        return request_id(split_members(line)["id"])
+    except (msgspec.MsgspecError, RecursionError, KeyError, InvalidRequest):
+        return NULL
+
+
+_OPENING = (b"[", b"{")
+
+
+def deeper_than(limit: int, text: bytes) -> bool:
+    """Tell whether JSON text nests more than `limit` containers.
+
+    Text with few opening brackets cannot, and finding that out is a few memchr calls; only the rest is decoded
+    and walked, level by level.
+    """
+    if len(text) <= 2 * limit or not _has_more_openings(limit, text):
+        return False
+    level: list[Any] = [decode(text)]
+    for _ in range(limit + 1):
+        level = [
+            child
+            for value in level
+            for child in (value.values() if type(value) is dict else value)
+            if type(child) is dict or type(child) is list
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _has_more_openings(limit: int, text: bytes) -> bool:
+    found = 0
+    for bracket in _OPENING:
+        at = text.find(bracket)
+        while at >= 0:
+            found += 1
+            if found > limit:
+                return True
+            at = text.find(bracket, at + 1)
+    return False
+
+
+def read_params(raw: Raw | UnsetType) -> Any:
+    """Decode `params`: a dict or a list.
+
+    Raises:
+        InvalidRequest: it is neither (JSON-RPC 2.0, section 4.2).
+        InvalidParams: a number in it is beyond what a double can hold.
+    """
+    if raw is UNSET:
+        return {}
+    try:
+        value = decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InvalidParams(
+            f"The params cannot be read: {error}", errors=[{"path": "", "message": str(error)}]
+        ) from None
+    if type(value) is dict or type(value) is list:
+        return value
+    raise InvalidRequest("The params are neither an object nor an array")
+
+
+def result_line(id: bytes, result: Any) -> bytes:
+    """Splice an answer around the raw result."""
+    return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (id, result)
+
+
+def error_line(id: bytes, error: RpcError) -> bytes:
+    """Build the answer that carries an error."""
+    return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (id, encode(error.to_dict()))
+
+
+def notification_line(method: str, params: Any) -> bytes:
+    """Build a notification; `params` may hold raw spans."""
+    return b'{"jsonrpc":"2.0","method":%b,"params":%b}' % (encode(method), encode(params))
