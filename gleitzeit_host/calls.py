@@ -54,6 +54,7 @@ class Call:
     __slots__ = (
         "caller",
         "children",
+        "created",
         "deadline",
         "depth",
         "done",
@@ -89,6 +90,7 @@ class Call:
         self.lane = 0.0
         self.provider: Provider | None = None  # who has it; None: it waits in the route's queue
         self.id = 0  # at that provider
+        self.created = 0.0
         self.sent_at = 0.0
         self.retried = False
         self.done = False
@@ -96,19 +98,23 @@ class Call:
 
     def line(self, now: float) -> bytes:
         """Build the line for the provider; `timeoutMs` is what is left at `now`."""
+        route = self.route
+        if self.meta is NO_META and self.stream_token is None and now == self.created:
+            tail = route.tail
+        else:
+            tail = self._tail(now)
+        start = b'{"jsonrpc":"2.0","id":%d' % self.id
+        if self.params is None:
+            return b"".join((start, route.head, b"{", tail))
+        return b"".join((start, route.head, memoryview(self.params)[:-1], b",", tail))
+
+    def _tail(self, now: float) -> bytes:
         meta = b'"_meta":{"timeoutMs":%d' % max(1, (self.deadline - now) * 1000)
         if self.stream_token is not None:
             meta += b',"progressToken":%d' % self.id
         if self.meta.traceparent is not None:
             meta += b',"traceparent":' + wire.encode(self.meta.traceparent)
-        if self.params is None:
-            return b'{"jsonrpc":"2.0","id":%d%b{%b}}}' % (self.id, self.route.head, meta)
-        return b'{"jsonrpc":"2.0","id":%d%b%b,%b}}}' % (
-            self.id,
-            self.route.head,
-            memoryview(self.params)[:-1],
-            meta,
-        )
+        return meta + b"}}}"
 
     # ---- the provider's answer (Pending)
 

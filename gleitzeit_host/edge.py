@@ -33,6 +33,8 @@ class Edge(Client):
         super().__init__()
         self._router = router
         self._limits = limits
+        self._max_held = limits.held_bytes
+        self._max_open = limits.requests
         self._serve_host_method = serve_host_method
         self._ended = ended
         self._pressure_elsewhere = on_pressure
@@ -49,6 +51,7 @@ class Edge(Client):
         self.peer = Peer(
             self,
             self._writer.write,
+            turn=self._router.turn,
             max_bytes=self._limits.message_bytes,
             max_depth=self._limits.depth,
             max_batch=self._limits.batch,
@@ -90,16 +93,17 @@ class Edge(Client):
         """Keep a call, and read no further while there are too many or too large ones."""
         super().adopt(call)
         self._held += call.request.size
-        if self._held > self._limits.held_bytes or len(self.open_calls) >= self._limits.requests:
+        if self._held > self._max_held or len(self.open_calls) >= self._max_open:
             self._pause("busy")
 
     def forget(self, call: Call) -> None:
         """Drop a call that is done."""
         super().forget(call)
         self._held -= call.request.size
-        if "busy" in self._reasons and self._has_room():
+        if self._reasons and self._has_room():
             self._resume("busy")
-        self._finish_if_idle()
+        if self._input_over:
+            self._finish_if_idle()
 
     def _has_room(self) -> bool:
         return self._held <= self._limits.held_bytes // 2 and len(self.open_calls) <= self._limits.requests // 2

@@ -3,12 +3,11 @@
 import collections
 import contextlib
 import fcntl
-import io
 import logging
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from logging.handlers import RotatingFileHandler
@@ -147,7 +146,7 @@ class ProviderLog:
         from logging.handlers import RotatingFileHandler  # noqa: PLC0415 - 20 ms that most runs never need
 
         class PrivateFile(RotatingFileHandler):
-            def _open(self) -> io.TextIOWrapper:
+            def _open(self) -> Any:
                 return open(
                     self.baseFilename,
                     self.mode,

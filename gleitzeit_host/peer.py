@@ -5,6 +5,7 @@ whoever owns it feeds it what was read, and gives it a function that writes.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -50,7 +51,7 @@ class Request:
     def respond(self, result: Any) -> None:
         """Answer with a result, as raw JSON."""
         if self.id is not None:
-            self.outlet.send(b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (self.id, result))
+            self.outlet.send(wire.result_line(self.id, result))
 
     def fail(self, error: RpcError) -> None:
         """Answer with an error."""
@@ -81,6 +82,45 @@ class Owner(Protocol):
         """Take a line that is no message, or an answer that nobody asked for."""
 
 
+class Turn:
+    """What was sent while one chunk of input was handled, by any peer of the process, is written when it is done.
+
+    So a chunk with many requests costs one write for each peer that they concern, and a single request goes out
+    without waiting for the loop's next turn.
+    """
+
+    def __init__(self) -> None:
+        self._peers: list[Peer] = []
+        self._depth = 0
+        self._now = 0.0
+        self._loop = asyncio.get_running_loop()
+
+    def now(self) -> float:
+        """Return the monotonic time in seconds; within a chunk, that of its beginning."""
+        return self._now if self._depth else time.monotonic()
+
+    def __enter__(self) -> None:
+        if not self._depth:
+            self._now = time.monotonic()
+        self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self.flush()
+
+    def note(self, peer: "Peer") -> None:
+        """Have the peer flushed at the end of the chunk, or of the loop's turn where no chunk is being handled."""
+        if not self._depth and not self._peers:
+            self._loop.call_soon(self.flush)
+        self._peers.append(peer)
+
+    def flush(self) -> None:
+        """Write what the peers have to send."""
+        while self._peers:
+            self._peers.pop().flush()
+
+
 class Peer:
     """Frames, decodes and dispatches one connection. `max_depth` 0 leaves depth to the decoder."""
 
@@ -89,6 +129,7 @@ class Peer:
         owner: Owner,
         write: Callable[[bytes], None],
         *,
+        turn: Turn,
         max_bytes: int,
         max_depth: int = 0,
         max_batch: int = 0,
@@ -101,19 +142,21 @@ class Peer:
         self._max_batch = max_batch
         self._next_id = 1
         self._out: list[bytes] = []
-        self._loop = asyncio.get_running_loop()
+        self._turn = turn
 
     # ---- in
 
     def feed(self, data: bytes) -> None:
         """Handle every message that these bytes complete."""
-        for line in self._lines.feed(data):
-            self._line(line)
+        with self._turn:
+            for line in self._lines.feed(data):
+                self._line(line)
 
     def feed_end(self) -> None:
         """Handle the last line if it came without a newline."""
-        for line in self._lines.end():
-            self._line(line)
+        with self._turn:
+            for line in self._lines.end():
+                self._line(line)
 
     def _line(self, line: bytes) -> None:
         try:
@@ -129,7 +172,7 @@ class Peer:
         """Hand a request or notification, whose JSON is `text`, to the owner."""
         method = message.method
         assert method is not UNSET
-        if self._max_depth and wire.deeper_than(self._max_depth, text):
+        if len(text) > 2 * self._max_depth > 0 and wire.deeper_than(self._max_depth, text):
             raise MessageTooLarge(f"The message is nested deeper than limits.depth = {self._max_depth}")
         if id is None and method.startswith("notifications/"):
             self._owner.on_notification(method, message.params)
@@ -146,6 +189,7 @@ class Peer:
         except (ValueError, KeyError):
             raise ProviderProtocol(f"An answer with id {bytes(message.id)[:40]!r} that no open request has") from None
         if message.error is UNSET:
+            assert message.result is not UNSET
             pending.answered(message.result)
             return
         error = _read_error(message.error)
@@ -167,9 +211,9 @@ class Peer:
     # ---- out
 
     def send(self, line: bytes) -> None:
-        """Send one message. What is sent in one turn of the loop is written in one go, in this order."""
+        """Send one message. What is sent in one turn is written in one go, in this order."""
         if not self._out:
-            self._loop.call_soon(self.flush)
+            self._turn.note(self)
         self._out.append(line)
 
     def flush(self) -> None:

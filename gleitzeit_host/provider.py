@@ -4,7 +4,6 @@ What the provider says arrives here, from its peer; when it runs is the supervis
 """
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -126,13 +125,13 @@ class Provider:
         self._start(self)
         return True
 
-    def send(self, call: Call) -> None:
+    def send(self, call: Call, now: float) -> None:
         """Write a call to the provider."""
         peer = self.peer
         assert peer is not None
         call.provider = self
         call.id = peer.reserve(call)
-        call.sent_at = now = time.monotonic()
+        call.sent_at = now
         self.slots -= 1
         self.in_flight += 1
         peer.send(call.line(now))
@@ -144,10 +143,11 @@ class Provider:
             self._abandoned -= 1
         elif not failed:
             self.served += 1
-            self._latencies.append(time.monotonic() - call.sent_at)
+            self._latencies.append(self.router.turn.now() - call.sent_at)
         if self.state == "ready" and not self._pressed:
             self.slots += 1
-            self.router.pump(self)
+            if self.router.waiting:
+                self.router.pump(self)
 
     def abandon(self, call: Call, reason: str) -> None:
         """Tell the provider to stop working on a call. Its answer, when it comes, frees the slot."""

@@ -12,7 +12,7 @@ from gleitzeit_host import wire
 from gleitzeit_host.calls import MAX_DEPTH, NO_META, Call, Caller, Deadlines, Meta, read_meta
 from gleitzeit_host.config import Limits
 from gleitzeit_host.errors import MethodNotFound, Overloaded, ProviderUnavailable, RpcError, TooDeep
-from gleitzeit_host.peer import Request
+from gleitzeit_host.peer import Request, Turn
 from gleitzeit_host.protocol import Method, Protocol
 
 if TYPE_CHECKING:
@@ -28,11 +28,10 @@ class Route:
     def __init__(self, method: Method, default_timeout: float) -> None:
         declared = method.extension.timeout_ms
         self.default_timeout = default_timeout if declared is None else declared / 1000
-        self.timeout = self.default_timeout  # seconds, of a call that asks for none
         self.method = method
         self.name = method.name
         self.head = b',"method":%b,"params":' % wire.encode(method.name)
-        self.providers: list[Provider] = []
+        self.set_providers([])
         self.waiting: deque[Call] = deque()
         self.slowed: set[Client] = set()
         self._since = 0.0  # when the queue began to form
@@ -42,7 +41,8 @@ class Route:
         """Take who serves the method; a time-out configured for one of them rules."""
         self.providers = providers
         configured = [p.config.timeout for p in providers if p.config.timeout is not None]
-        self.timeout = max(configured, default=self.default_timeout)
+        self.timeout = max(configured, default=self.default_timeout)  # seconds, of a call that asks for none
+        self.tail = b'"_meta":{"timeoutMs":%d}}}' % max(1, self.timeout * 1000)  # of the line of such a call
 
     def enqueue(self, call: Call, *, first: bool) -> None:
         """Let the call wait, before or behind the others."""
@@ -86,11 +86,12 @@ class Router:
 
     def __init__(self, protocols: Iterable[Protocol], limits: Limits) -> None:
         self.deadlines = Deadlines()
+        self.turn = Turn()  # shared by every peer of the host
         self.routes: dict[str, Route] = {}
         self.providers: dict[str, Provider] = {}
         self.limits = limits
         self._change = asyncio.Event()
-        self._waiting = 0  # calls in all queues
+        self.waiting = 0  # calls in all queues
         self._undecided: list[tuple[Request, Caller]] = []  # their method may come with a provider that is starting
         for protocol in protocols:
             self.define(protocol)
@@ -143,7 +144,7 @@ class Router:
 
     def _bound(self, call: Call, parent: Call | None) -> None:
         """Give the call its deadline; a call-back inherits its parent's time, trace and depth."""
-        now = time.monotonic()
+        now = call.created = self.turn.now()
         asked = call.meta.timeout_ms
         timeout = call.route.timeout if asked is None else min(asked / 1000, self.limits.max_timeout)
         if parent is not None:
@@ -167,14 +168,14 @@ class Router:
         if not route.waiting:
             provider = self._choose(route, call)
             if provider is not None:
-                provider.send(call)
+                provider.send(call, self.turn.now())
                 return
         error = self._wake(route, call) or (None if first else self._full(route, call))
         if error is not None:
             call.fail(error)
             return
         route.enqueue(call, first=first)
-        self._waiting += 1
+        self.waiting += 1
         if len(route.waiting) > 1:
             self._pump_route(route)
 
@@ -217,11 +218,11 @@ class Router:
     def unqueue(self, call: Call) -> None:
         """Take a call that has ended out of its queue."""
         call.route.waiting.remove(call)
-        self._waiting -= 1
+        self.waiting -= 1
 
     def pump(self, provider: "Provider") -> None:
         """The provider has a free slot: give it what waits, a call per method in turn."""
-        while self._waiting and provider.slots > 0:
+        while self.waiting and provider.slots > 0:
             given = False
             for route in provider.routes:
                 if route.waiting and provider.slots > 0:
@@ -238,8 +239,8 @@ class Router:
         call = route.take(provider)
         if call is None:
             return False
-        self._waiting -= 1
-        provider.send(call)
+        self.waiting -= 1
+        provider.send(call, self.turn.now())
         if route.slowed and len(route.waiting) <= self.limits.queue // 2:
             slowed, route.slowed = route.slowed, set()
             for client in slowed:
@@ -275,7 +276,7 @@ class Router:
         for request, caller in undecided:
             self.submit(request, caller)
             caller.unhold()
-        if self._waiting:
+        if self.waiting:
             for route in list(self.routes.values()):
                 if route.waiting:
                     self.reconsider(route)

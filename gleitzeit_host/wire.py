@@ -100,11 +100,10 @@ class LineBuffer:
 
 def check_utf8(line: bytes) -> None:
     """Raise ParseError unless the line is UTF-8: raw spans are forwarded without being decoded."""
-    if not line.isascii():
-        try:
-            str(line, "utf-8")
-        except UnicodeDecodeError as error:
-            raise ParseError(f"The line is not UTF-8: {error.reason} at byte {error.start}") from None
+    try:
+        str(line, "utf-8")
+    except UnicodeDecodeError as error:
+        raise ParseError(f"The line is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 _ESCAPE = re.compile(
@@ -129,7 +128,8 @@ def parse(line: bytes) -> Message:
         MessageTooLarge: it is over the size limit, or nested deeper than any decoder here goes.
     """
     try:
-        check_utf8(line)
+        if not line.isascii():
+            check_utf8(line)
         return decode_message(line)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"Not a JSON-RPC 2.0 message: {error}") from None
@@ -184,10 +184,10 @@ def deeper_than(limit: int, text: bytes) -> bool:
     Text with few opening brackets cannot, and finding that out is a few memchr calls; only the rest is decoded
     and walked, level by level.
     """
-    if len(text) <= 2 * limit or not _has_more_openings(limit, text):
+    if len(text) < 2 * limit or not _has_more_openings(limit, text):
         return False
     level: list[Any] = [decode(text)]
-    for _ in range(limit + 1):
+    for _ in range(limit):
         level = [
             child
             for value in level
@@ -233,7 +233,7 @@ def read_params(raw: Raw | UnsetType) -> Any:
 
 def result_line(id: bytes, result: Any) -> bytes:
     """Splice an answer around the raw result."""
-    return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (id, result)
+    return b"".join((b'{"jsonrpc":"2.0","id":', id, b',"result":', result, b"}"))
 
 
 def error_line(id: bytes, error: RpcError) -> bytes:

@@ -12,7 +12,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from gleitzeit_host import descriptors, stdio, wire
 from gleitzeit_host.errors import Cancelled, InternalError, InvalidParams, InvalidRequest, RpcError
-from gleitzeit_host.peer import Peer, Request
+from gleitzeit_host.peer import Peer, Request, Turn
 from gleitzeit_host.sdk.link import Call, enter, host
 from gleitzeit_host.sdk.provider import FunctionProvider, ProtocolProvider
 
@@ -54,7 +54,7 @@ class Server:
         self._over = anyio.Event()
         self._idle = anyio.Event()
         self._writer = stdio.open_writer(output_fd, self._over.set, lambda _pressed: None)
-        self._peer = Peer(self, self._writer.write, max_bytes=MESSAGE_BYTES)
+        self._peer = Peer(self, self._writer.write, turn=Turn(), max_bytes=MESSAGE_BYTES)
         host.connect(self._peer, self._flow)
         reader = stdio.open_reader(input_fd, self._peer.feed, self._input_ended)
         try:
