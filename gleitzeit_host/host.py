@@ -73,7 +73,7 @@ class Host:
             self.processes,
             StateFiles(state_folder / "providers" / self.config.key),
             self.protocols,
-            self.config.roots,
+            self.config,
             os.environ,
             sys.executable,
         )

@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -18,8 +17,10 @@ from msgspec import Raw
 
 from gleitzeit_host import config as configuration
 from gleitzeit_host import handshake
+from gleitzeit_host.config import Config
 from gleitzeit_host.errors import ProviderGone, RpcError
 from gleitzeit_host.logs import log
+from gleitzeit_host.manifest import ProviderLimits, environment
 from gleitzeit_host.peer import Peer
 from gleitzeit_host.processes import Process, Processes
 from gleitzeit_host.protocol import Protocol
@@ -67,14 +68,15 @@ class Supervisor:
         processes: Processes,
         states: StateFiles,
         protocols: dict[str, Protocol],
-        roots: list[Path],
+        config: Config,
         environ: Mapping[str, str],
         python: str,
     ) -> None:
         self.processes = processes
         self.states = states
         self.protocols = protocols
-        self.roots = [str(root) for root in roots]
+        self.config = config
+        self.roots = [str(root) for root in config.roots]
         self.environ = environ
         self.python = python
         self._tasks = tasks
@@ -153,7 +155,7 @@ class Supervisor:
 class Life:
     """One run of a provider's process, from spawn to exit."""
 
-    def __init__(self, supervisor: Supervisor, provider: Provider, limits: Any, restarts: Restarts) -> None:
+    def __init__(self, supervisor: Supervisor, provider: Provider, limits: ProviderLimits, restarts: Restarts) -> None:
         self.delay: float | None = None  # seconds to the next start; None: there is none
         self._supervisor = supervisor
         self._provider = provider
@@ -192,12 +194,10 @@ class Life:
 
     def _spawn(self) -> None:
         provider = self._provider
-        settings = configuration.provider_environment(
-            self._supervisor.environ, [*provider.manifest.env, *provider.config.env]
-        )
+        visible = environment(self._supervisor.environ, [*provider.manifest.env, *provider.config.env])
         process = self._supervisor.processes.spawn(
             provider.manifest.argv(self._supervisor.python),
-            {**settings, "GLEITZEIT_PROVIDER": provider.name},
+            {**visible, "GLEITZEIT_PROVIDER": provider.name},
             on_started=self._started,
             on_exit=self._exited,
             on_error=self._not_started,
@@ -215,7 +215,7 @@ class Life:
         provider = self._provider
         peer = provider.peer
         assert peer is not None
-        settings, ignored = configuration.effective_settings(provider.manifest, provider.config)
+        settings, ignored = configuration.settings(self._supervisor.config, provider.manifest)
         for complaint in ignored:
             log.warning("%s: %s", provider.name, complaint)
         if provider.saved_state is None:

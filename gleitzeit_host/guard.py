@@ -1,0 +1,310 @@
+"""The guard: parent of every provider, so that none outlives the host, whatever becomes of it.
+
+Run as `python -I -S guard.py FD` by gleitzeit_host.processes, its only other end; FD is a stream socket. It imports
+nothing of the package and little of the standard library: it is on the way of the host's first call.
+
+For each provider the guard forks a *keeper*, which starts the provider, waits for it, and kills whatever the provider
+leaves behind: guard and keepers are subreapers, so daemonised grandchildren come back to them. When the host's end of
+the socket closes, the guard kills everything; when the guard dies, its keepers are signalled by the kernel and do.
+
+From the host, a line of JSON each: `{"spawn": id, "argv": […], "env": {…}}` with three descriptors (SCM_RIGHTS) that
+become 0, 1 and 2; `{"terminate": id}`: SIGTERM to the provider's group; `{"kill": id}`: SIGKILL to all below.
+To the host: `{"id", "pid"}` once started, or `{"id", "error"}`; `{"id", "exit"}` once nothing of it is left (negative:
+the signal that ended it).
+"""
+
+import _socket  # socket alone costs 6 ms, for enumerations that this program has no use for
+import json
+import os
+import select
+import signal
+import sys
+
+LINUX = sys.platform == "linux"
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+KILL_ALL = signal.SIGUSR1  # guard → keeper
+
+if LINUX:
+    import ctypes
+
+    _prctl = ctypes.CDLL(None).prctl
+
+
+def main() -> None:
+    """Serve the host until its end of the socket closes, then kill whatever is left."""
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    if LINUX:
+        _prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    Guard(_socket.socket(fileno=int(sys.argv[1]))).serve()
+
+
+class Guard:
+    """The process that listens to the host."""
+
+    def __init__(self, host: "_socket.socket") -> None:
+        self.host = host
+        self.keepers: dict[int, int] = {}  # provider id → keeper's pid
+        self.descriptors: list[int] = []  # received, not spawned with yet
+        self.rest = b""
+
+    def serve(self) -> None:
+        """Take orders and reap keepers until the host is gone."""
+        self.wake_up, self.child_ended = os.pipe()
+        os.set_blocking(self.wake_up, False)
+        os.set_blocking(self.child_ended, False)
+        signal.set_wakeup_fd(self.child_ended, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        poll = select.poll()
+        poll.register(self.host.fileno(), select.POLLIN)
+        poll.register(self.wake_up, select.POLLIN)
+        while True:
+            for fd, _ in poll.poll():
+                if fd == self.wake_up:
+                    os.read(self.wake_up, 4096)
+                    self.reap()
+                elif not self.receive():
+                    kill_everything_below()
+                    return
+
+    def receive(self) -> bool:
+        """Read and carry out what the host has sent; return False at its end."""
+        try:
+            data, ancillary, _, _ = self.host.recvmsg(65536, _socket.CMSG_SPACE(4 * 3 * 64))
+        except OSError:
+            return False
+        for level, kind, content in ancillary:
+            if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+                view = memoryview(content[: len(content) - len(content) % 4]).cast("i")
+                self.descriptors += view.tolist()
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        for line in lines:
+            self.obey(json.loads(line))
+        return bool(data)
+
+    def obey(self, order: dict) -> None:  # type: ignore[type-arg]
+        """Carry out one order."""
+        if "spawn" in order:
+            streams, self.descriptors = self.descriptors[:3], self.descriptors[3:]
+            pid = os.fork()
+            if pid == 0:
+                self.become_keeper(order, streams)
+            for fd in streams:
+                os.close(fd)
+            self.keepers[order["spawn"]] = pid
+        elif "terminate" in order:
+            self.signal(order["terminate"], signal.SIGTERM)
+        else:
+            self.signal(order["kill"], KILL_ALL)
+
+    def signal(self, id: int, number: int) -> None:
+        """Signal a keeper; one that has been reaped is not in the table, so no stranger can be hit."""
+        pid = self.keepers.get(id)
+        if pid is not None:
+            os.kill(pid, number)
+
+    def become_keeper(self, order: dict, streams: list[int]) -> None:  # type: ignore[type-arg]
+        """Turn this fork of the guard into a keeper. Does not return."""
+        try:
+            signal.set_wakeup_fd(-1)
+            for fd in (self.wake_up, self.child_ended, *self.descriptors):
+                os.close(fd)
+            keep(self.host, order["spawn"], order["argv"], order["env"], streams)
+        finally:
+            os._exit(1)
+
+    def reap(self) -> None:
+        """Reap what has ended. A keeper that was killed leaves its provider to the guard, which kills it."""
+        ids = {pid: id for id, pid in self.keepers.items()}
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            id = ids.pop(pid, None)
+            if id is not None:
+                del self.keepers[id]
+                if status != 0:
+                    kill_everything_below(spare=set(self.keepers.values()))
+                    tell(self.host, {"id": id, "exit": -int(signal.SIGKILL)})
+
+
+def keep(host: "_socket.socket", id: int, argv: list[str], env: dict[str, str], streams: list[int]) -> None:
+    """Start a provider, wait for its end, and leave nothing of it. Does not return."""
+    if LINUX:
+        _prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        _prctl(PR_SET_PDEATHSIG, int(KILL_ALL), 0, 0, 0)
+        if os.getppid() == 1:  # the guard died before the line above
+            os._exit(1)
+    provider = 0
+
+    def terminate(*_: object) -> None:
+        if provider:
+            signal_group(provider, signal.SIGTERM)
+
+    def kill_all(*_: object) -> None:
+        if provider:
+            signal_group(provider, signal.SIGKILL)
+        kill_everything_below()
+
+    # blocked until the provider's pid is known, so that no signal finds a provider that it cannot kill
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, KILL_ALL])
+    signal.signal(signal.SIGTERM, terminate)
+    signal.signal(KILL_ALL, kill_all)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(lift(streams))]
+    defaults = [signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE, KILL_ALL, signal.SIGCHLD]
+    try:
+        provider = os.posix_spawn(
+            argv[0], argv, env, file_actions=actions, setsid=True, setsigmask=[], setsigdef=defaults
+        )
+    except OSError as error:
+        tell(host, {"id": id, "error": f"{argv[0]}: {error.strerror}"})
+        os._exit(0)
+    for _, fd, _ in actions:
+        os.close(fd)
+    tell(host, {"id": id, "pid": provider})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, KILL_ALL])
+    status = wait_for(provider)
+    signal_group(provider, signal.SIGKILL)
+    provider = 0
+    kill_everything_below()
+    tell(host, {"id": id, "exit": status})
+    os._exit(0)
+
+
+def lift(streams: list[int]) -> list[int]:
+    """Move descriptors above 2, where duplicating one onto 0, 1 or 2 cannot overwrite another."""
+    lifted = []
+    for fd in streams:
+        if fd > 2:
+            lifted.append(fd)
+        else:
+            high = os.dup(fd)
+            while high <= 2:
+                high = os.dup(fd)
+            lifted.append(high)
+    return lifted
+
+
+def wait_for(provider: int) -> int:
+    """Wait until the provider has exited, leaving its pid taken; return its status. Orphans are reaped meanwhile."""
+    while True:
+        try:
+            info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:  # kill_everything_below has reaped it, from the signal handler
+            return -int(signal.SIGKILL)
+        if info is None:
+            continue
+        if info.si_pid == provider:
+            killed = info.si_code in (os.CLD_KILLED, os.CLD_DUMPED)
+            return -info.si_status if killed else info.si_status
+        try:
+            os.waitpid(info.si_pid, os.WNOHANG)
+        except ChildProcessError:
+            pass
+
+
+def signal_group(leader: int, number: int) -> None:
+    """Signal a provider's group; it may be gone, or hold a program of another user."""
+    try:
+        os.killpg(leader, number)
+    except OSError:
+        pass
+
+
+def kill_everything_below(spare: "set[int] | frozenset[int]" = frozenset()) -> None:
+    """Kill and reap every descendant but those below the children to be spared.
+
+    Descendants are stopped before they are killed, so that none forks on meanwhile; orphans come back to this process,
+    a subreaper, so the work is done when no child is left.
+    """
+    while True:
+        found = descendants(spare)
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in found:
+                try:
+                    os.kill(pid, number)
+                except OSError:
+                    pass
+        if not found and not LINUX:
+            return
+        if not reap_one(spare, found):
+            return
+
+
+def reap_one(spare: "set[int] | frozenset[int]", found: list[int]) -> bool:
+    """Reap every child that has ended, having waited for one; return whether there may be more to kill."""
+    if spare and not found:
+        return False
+    while True:
+        try:
+            if spare:
+                for pid in children_of(os.getpid()):
+                    if pid not in spare:
+                        os.waitpid(pid, 0)
+                return True
+            os.waitpid(-1, 0)
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
+            return True
+        except ChildProcessError:
+            return bool(spare)
+
+
+def descendants(spare: "set[int] | frozenset[int]") -> list[int]:
+    """Return the pids below this process, from one look at /proc."""
+    children: dict[int, list[int]] = {}
+    for pid, parent in parents():
+        children.setdefault(parent, []).append(pid)
+    found, look_at = [], [os.getpid()]
+    while look_at:
+        for pid in children.get(look_at.pop(), ()):
+            if pid not in spare:
+                found.append(pid)
+                look_at.append(pid)
+    return found
+
+
+def children_of(parent: int) -> list[int]:
+    """Return the pids of a process's children."""
+    return [pid for pid, of in parents() if of == parent]
+
+
+def parents() -> "list[tuple[int, int]]":
+    """Return (pid, parent's pid) of every process; empty where there is no /proc."""
+    pairs: list[tuple[int, int]] = []
+    try:
+        entries = os.listdir("/proc")
+    except OSError:
+        return pairs
+    for entry in entries:
+        if entry.isdigit():
+            try:
+                fd = os.open(f"/proc/{entry}/stat", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                continue
+            try:
+                stat = os.read(fd, 4096)
+            except OSError:
+                continue
+            finally:
+                os.close(fd)
+            pairs.append((int(entry), int(stat[stat.rindex(b")") + 2 :].split()[1])))
+    return pairs
+
+
+def tell(host: "_socket.socket", message: dict) -> None:  # type: ignore[type-arg]
+    """Send one line to the host. It is far smaller than a socket's buffer, so writers do not mix."""
+    try:
+        host.sendall(json.dumps(message).encode() + b"\n")
+    except OSError:
+        pass
+
+
+if __name__ == "__main__":
+    main()

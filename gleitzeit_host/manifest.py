@@ -1,0 +1,132 @@
+"""Manifests: the `provider.toml` of a provider's folder."""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from gleitzeit_host.errors import ConfigurationError
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
+Variable = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+_PASSED_ON = frozenset(
+    "PATH HOME USER SHELL LANG TZ TMPDIR SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE NODE_EXTRA_CA_CERTS "
+    "http_proxy https_proxy no_proxy all_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY".split()
+)
+
+
+class ProviderLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a provider may take. Times are seconds."""
+
+    start_timeout: Seconds = 10.0  # from start to the answer to the handshake
+    stop_timeout: Seconds = 2.0  # for each rung of the stop ladder
+    concurrency: Count | None = None  # calls in flight, however many it declares
+    max_restarts: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 5  # within restart_window; then it has failed
+    restart_window: Seconds = 60.0
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A provider as its folder describes it; docs/configuration.md has the keys."""
+
+    name: Name
+    command: Annotated[list[str], msgspec.Meta(min_length=1)]
+    description: str = ""
+    methods: list[str] | None = None
+    env: list[Variable] = []
+    calls: list[str] = []
+    start: Literal["on_demand", "eager"] | None = None
+    settings: dict[str, Any] = {}
+    safe_settings: list[str] = []
+    limits: ProviderLimits = ProviderLimits()
+    folder: Path = Path()
+
+    def argv(self, python: str) -> list[str]:
+        """Return the command with `{python}` and `{dir}` filled in.
+
+        A program named with a slash is looked for in the provider's folder, one without on the PATH.
+        """
+        words = [word.replace("{python}", python).replace("{dir}", str(self.folder)) for word in self.command]
+        if "/" in words[0]:
+            words[0] = str(self.folder / words[0])
+        return words
+
+
+class Broken(msgspec.Struct, frozen=True):
+    """A manifest that cannot be used; it stays listed as unavailable."""
+
+    name: str
+    path: Path
+    reason: str
+
+
+def load_manifests(search_path: list[Path]) -> tuple[dict[str, Manifest], dict[str, Broken]]:
+    """Read every `providers/NAME/provider.toml`; the first definition of a name wins."""
+    manifests: dict[str, Manifest] = {}
+    broken: dict[str, Broken] = {}
+    for folder in search_path:
+        for path in sorted(folder.glob("providers/*/provider.toml")):
+            name = path.parent.name
+            if name in manifests or name in broken:
+                continue
+            try:
+                manifests[name] = load_manifest(path)
+            except ConfigurationError as error:
+                broken[name] = Broken(name, path, str(error))
+    return manifests, broken
+
+
+def load_manifest(path: Path) -> Manifest:
+    """Read one manifest; raises ConfigurationError that names file and key."""
+    table = read_toml(path)
+    if "folder" in table:
+        raise ConfigurationError(f"{path}: unknown key `folder`")
+    manifest = msgspec.structs.replace(convert(table, Manifest, path), folder=path.parent.resolve())
+    if manifest.name != path.parent.name:
+        raise ConfigurationError(f"{path}: name: {manifest.name!r} is not the name of its folder, {path.parent.name!r}")
+    if manifest.start == "on_demand" and manifest.methods is None:
+        raise ConfigurationError(
+            f'{path}: start: "on_demand" needs `methods`, or nothing would ever start the provider'
+        )
+    return manifest
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Parse a TOML file; raises ConfigurationError that says where it is broken."""
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigurationError(f"{path}: not TOML: {error}") from None
+
+
+def convert(table: dict[str, Any], kind: type[Any], path: Path, where: str = "") -> Any:
+    """Turn a table into a struct; raises ConfigurationError that names file and key."""
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"{path}: {_explain(str(error), kind, where)}") from None
+
+
+def _explain(message: str, kind: type[Any], where: str) -> str:
+    problem, _, place = message.partition(" - at `$")
+    place = (where + place.rstrip("`")).lstrip(".")
+    if "unknown field" in problem:
+        field = problem.rsplit("`", 2)[1]
+        place = f"{place}.{field}".lstrip(".")
+        import difflib  # noqa: PLC0415 - only for a message
+
+        near = difflib.get_close_matches(field, [f.name for f in msgspec.structs.fields(kind)], 1)
+        problem = "unknown key" + (f"; did you mean `{near[0]}`?" if near else "")
+    return f"{place or 'the file'}: {problem}"
+
+
+def environment(environ: "os._Environ[str] | dict[str, str] | Any", names: list[str]) -> dict[str, str]:
+    """Return what a provider may see of the environment: the basics, and the variables named."""
+    wanted = _PASSED_ON.union(names)
+    return {key: value for key, value in environ.items() if key in wanted or key.startswith("LC_")}

@@ -1,0 +1,233 @@
+"""The host's end of the guard: starts processes that cannot outlive the host."""
+
+import array
+import asyncio
+import fcntl
+import json
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+_PIPE_SIZE = 256 * 1024  # bytes; Linux gives an unprivileged user 64 MiB in all, and fifty providers have to fit
+_GUARD_EXIT = 5.0  # seconds for the guard to kill what is left and go
+
+
+class Process:
+    """One started program: the host's ends of its three pipes, non-blocking, which the owner closes."""
+
+    def __init__(
+        self,
+        processes: "Processes",
+        id: int,
+        on_started: Callable[[int], None],
+        on_exit: Callable[[int], None],
+        on_error: Callable[[str], None],
+    ) -> None:
+        self.id = id
+        self.pid: int | None = None
+        self.stdin = self.stdout = self.stderr = -1
+        self.on_started = on_started
+        self.on_exit = on_exit
+        self.on_error = on_error
+        self._processes = processes
+
+    def terminate(self) -> None:
+        """Send SIGTERM to the program's process group."""
+        self._processes.order({"terminate": self.id})
+
+    def kill(self) -> None:
+        """Send SIGKILL to the program and everything below it."""
+        self._processes.order({"kill": self.id})
+
+
+class Processes:
+    """Starts and signals processes through the guard, which is started with the first one, or by `start`."""
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+        self._guard = 0
+        self._watched = False
+        self._running: dict[int, Process] = {}
+        self._next_id = 1
+        self._unsent: deque[tuple[bytes, list[int]]] = deque()
+        self._rest = b""
+        self._closed: asyncio.Future[None] | None = None
+
+    def start(self) -> None:
+        """Start the guard. Needs no event loop, and returns before the guard is up: orders wait in its socket."""
+        if self._socket is not None:
+            return
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        guard = str(Path(__file__).with_name("guard.py"))
+        theirs.set_inheritable(True)  # nothing else of the host's is
+        argv = [sys.executable, "-I", "-S", guard, str(theirs.fileno())]
+        env = {name: value for name, value in os.environ.items() if name.startswith(("LD_", "DYLD_", "LC_"))}
+        actions = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, null, 1)]
+        try:
+            self._guard = os.posix_spawn(sys.executable, argv, env, file_actions=actions)
+        finally:
+            os.close(null)
+            theirs.close()
+        self._socket = ours
+
+    def spawn(
+        self,
+        argv: list[str],
+        env: Mapping[str, str],
+        *,
+        on_started: Callable[[int], None],
+        on_exit: Callable[[int], None],
+        on_error: Callable[[str], None],
+    ) -> Process:
+        """Start a program in a session of its own, in the host's working folder.
+
+        The callbacks run on the loop: `on_started` with the pid and then `on_exit` with the exit status (negative: the
+        signal that ended it) once nothing of it is left, or `on_error` with why it could not be started.
+        """
+        self.start()
+        self._watch()
+        process = Process(self, self._next_id, on_started, on_exit, on_error)
+        self._next_id += 1
+        self._running[process.id] = process
+        theirs: list[int] = []
+        for name, read_end_is_ours in (("stdin", False), ("stdout", True), ("stderr", True)):
+            read, write = os.pipe()
+            ours, other = (read, write) if read_end_is_ours else (write, read)
+            os.set_blocking(ours, False)
+            _enlarge(ours)
+            setattr(process, name, ours)
+            theirs.append(other)
+        words = [_find(argv[0], env.get("PATH", os.defpath)), *argv[1:]]
+        self.order({"spawn": process.id, "argv": words, "env": dict(env)}, theirs)
+        return process
+
+    def order(self, order: dict[str, object], descriptors: list[int] | None = None) -> None:
+        """Send an order to the guard, now or as soon as its socket takes it; `descriptors` are closed then."""
+        if self._socket is None:
+            return
+        self._unsent.append((json.dumps(order).encode("utf-8", "surrogateescape") + b"\n", descriptors or []))
+        if len(self._unsent) == 1:
+            self._send()
+
+    async def aclose(self) -> None:
+        """End the guard, which kills whatever still runs, and wait for it."""
+        if self._socket is None:
+            return
+        self._watch()
+        loop = asyncio.get_running_loop()
+        self._closed = loop.create_future()
+        timer = loop.call_later(_GUARD_EXIT, os.kill, self._guard, signal.SIGKILL)
+        self._socket.shutdown(socket.SHUT_WR)
+        await self._closed
+        timer.cancel()
+
+    # ---- the socket
+
+    def _send(self) -> None:
+        assert self._socket is not None
+        loop = asyncio.get_running_loop()
+        while self._unsent:
+            data, descriptors = self._unsent[0]
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+            try:
+                sent = self._socket.sendmsg([data], rights)
+            except (BlockingIOError, InterruptedError):
+                loop.add_writer(self._socket.fileno(), self._send)
+                return
+            except OSError:  # the guard is gone; the reader finds out
+                sent = len(data)
+            for fd in descriptors:
+                os.close(fd)
+            if sent == len(data):
+                self._unsent.popleft()
+            else:
+                self._unsent[0] = (data[sent:], [])
+        loop.remove_writer(self._socket.fileno())
+
+    def _watch(self) -> None:
+        if not self._watched:
+            assert self._socket is not None
+            self._watched = True
+            asyncio.get_running_loop().add_reader(self._socket.fileno(), self._readable)
+
+    def _unwatch(self) -> None:
+        assert self._socket is not None
+        if self._watched:
+            self._watched = False
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._socket.fileno())
+            loop.remove_writer(self._socket.fileno())
+
+    def _readable(self) -> None:
+        assert self._socket is not None
+        try:
+            data = self._socket.recv(65536)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._guard_lost()
+            return
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._told(json.loads(line))
+
+    def _told(self, news: dict[str, object]) -> None:
+        id = news["id"]
+        assert isinstance(id, int)
+        process = self._running.get(id)
+        if process is None:
+            return
+        if isinstance(news.get("pid"), int):
+            process.pid = news["pid"]  # type: ignore[assignment]
+            process.on_started(process.pid)  # type: ignore[arg-type]
+        elif isinstance(news.get("exit"), int):
+            del self._running[id]
+            process.on_exit(news["exit"])  # type: ignore[arg-type]
+        else:
+            del self._running[id]
+            process.on_error(str(news["error"]))
+
+    def _guard_lost(self) -> None:
+        """The guard and its keepers are gone, and with them every process; the next spawn starts a new guard."""
+        self._unwatch()
+        assert self._socket is not None
+        self._socket.close()
+        self._socket = None
+        self._rest = b""
+        for _, descriptors in self._unsent:
+            for fd in descriptors:
+                os.close(fd)
+        self._unsent.clear()
+        os.waitpid(self._guard, 0)
+        running, self._running = self._running, {}
+        for process in running.values():
+            process.on_exit(-signal.SIGKILL)
+        if self._closed is not None:
+            self._closed.set_result(None)
+
+
+def _enlarge(fd: int) -> None:
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+        except OSError:  # the user's share is used up: 64 KiB will do
+            return
+
+
+def _find(program: str, path: str) -> str:
+    """Return the program's place on the PATH; the bare name, which cannot be started, where it has none."""
+    if "/" in program:
+        return program
+    for folder in path.split(os.pathsep):
+        candidate = os.path.join(folder or ".", program)  # noqa: PTH118 - pathlib would drop a leading "./"
+        if os.access(candidate, os.X_OK) and not os.path.isdir(candidate):  # noqa: PTH112
+            return candidate
+    return program
