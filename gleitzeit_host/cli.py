@@ -1,7 +1,6 @@
 """The command line: the only place that prints results or exits. Each command imports what it needs."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Awaitable, Callable
@@ -110,7 +109,9 @@ def _with_host(options: argparse.Namespace, use: "Callable[[Host], Awaitable[int
     processes = Processes()
     processes.start()
 
-    import anyio  # noqa: PLC0415
+    import asyncio  # noqa: PLC0415
+
+    import uvloop  # noqa: PLC0415
 
     from gleitzeit_host import config, logs  # noqa: PLC0415
     from gleitzeit_host.host import Host  # noqa: PLC0415
@@ -124,7 +125,8 @@ def _with_host(options: argparse.Namespace, use: "Callable[[Host], Awaitable[int
             return await use(host)
 
     try:
-        return anyio.run(run, backend_options={"use_uvloop": True})
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(run())
     finally:
         handler.drain(0.5)
 
@@ -134,6 +136,7 @@ def _with_host(options: argparse.Namespace, use: "Callable[[Host], Awaitable[int
 
 def _call(options: argparse.Namespace) -> int:
     async def call(host: "Host") -> int:
+        from gleitzeit_host import wire  # noqa: PLC0415
         from gleitzeit_host.host import HOST_METHODS  # noqa: PLC0415
 
         try:
@@ -142,7 +145,7 @@ def _call(options: argparse.Namespace) -> int:
             if options.method in HOST_METHODS:
                 result = await host.ask(options.method, params)
             else:
-                result = json.loads(bytes(await host.call(options.method, {**params, "_meta": _meta(options)})))
+                result = wire.decode(bytes(await host.call(options.method, {**params, "_meta": _meta(options)})))
         except RpcError as error:
             _print_error(options, error)
             return 1
@@ -216,6 +219,8 @@ def _types(schema: Any, root: dict[str, Any]) -> set[str]:
 
 
 def _json(text: str, what: str) -> Any:
+    import json  # noqa: PLC0415
+
     try:
         return json.loads(text)
     except ValueError as error:
@@ -277,6 +282,8 @@ def _trust(options: argparse.Namespace) -> int:
 
 
 def _print(options: argparse.Namespace, value: Any) -> None:
+    import json  # noqa: PLC0415
+
     compact = getattr(options, "json", False)
     text = json.dumps(
         value, ensure_ascii=False, indent=None if compact else 2, separators=(",", ":") if compact else None
@@ -287,6 +294,8 @@ def _print(options: argparse.Namespace, value: Any) -> None:
 
 def _print_error(options: argparse.Namespace, error: RpcError) -> None:
     if getattr(options, "json", False):
+        import json  # noqa: PLC0415
+
         print(json.dumps({"error": error.to_dict()}), file=sys.stderr)
         return
     name = error.to_dict()["data"].get("name", "error")

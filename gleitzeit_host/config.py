@@ -125,11 +125,19 @@ def state_folder() -> Path:
     return folder
 
 
-def _folder(kind: str) -> Path:
-    import platformdirs  # noqa: PLC0415 - not needed by who only wants the structs
+_FOLDERS = {  # kind → variable of the XDG Base Directory Specification, its default, and what macOS has instead
+    "config": ("XDG_CONFIG_HOME", ".config", "Library/Application Support"),
+    "data": ("XDG_DATA_HOME", ".local/share", "Library/Application Support"),
+    "state": ("XDG_STATE_HOME", ".local/state", "Library/Application Support"),
+}
 
-    folder: Path = getattr(platformdirs, f"user_{kind}_path")("gleitzeit", appauthor=False)
-    return folder
+
+def _folder(kind: str) -> Path:
+    variable, usual, on_macos = _FOLDERS[kind]
+    given = os.environ.get(variable, "")
+    if Path(given).is_absolute():
+        return Path(given) / "gleitzeit"
+    return Path.home() / (on_macos if sys.platform == "darwin" else usual) / "gleitzeit"
 
 
 # ---- loading

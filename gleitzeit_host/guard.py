@@ -8,7 +8,7 @@ leaves behind: guard and keepers are subreapers, so daemonised grandchildren com
 the socket closes, the guard kills everything; when the guard dies, its keepers are signalled by the kernel and do.
 
 From the host, a line of JSON each: `{"spawn": id, "argv": […], "env": {…}}` with three descriptors (SCM_RIGHTS) that
-become 0, 1 and 2; `{"terminate": id}`: SIGTERM to the provider's group; `{"kill": id}`: SIGKILL to all below.
+become 0, 1 and 2 (each character of argv and env stands for a byte, as in Latin-1); `{"terminate": id}`: SIGTERM to the provider's group; `{"kill": id}`: SIGKILL to all below.
 To the host: `{"id", "pid"}` once started, or `{"id", "error"}`; `{"id", "exit"}` once nothing of it is left (negative:
 the signal that ended it).
 """
@@ -111,7 +111,9 @@ class Guard:
             signal.set_wakeup_fd(-1)
             for fd in (self.wake_up, self.child_ended, *self.descriptors):
                 os.close(fd)
-            keep(self.host, order["spawn"], order["argv"], order["env"], streams)
+            argv = [word.encode("latin-1") for word in order["argv"]]
+            env = {name.encode("latin-1"): value.encode("latin-1") for name, value in order["env"].items()}
+            keep(self.host, order["spawn"], argv, env, streams)
         finally:
             os._exit(1)
 
@@ -133,7 +135,7 @@ class Guard:
                     tell(self.host, {"id": id, "exit": -int(signal.SIGKILL)})
 
 
-def keep(host: "_socket.socket", id: int, argv: list[str], env: dict[str, str], streams: list[int]) -> None:
+def keep(host: "_socket.socket", id: int, argv: list[bytes], env: dict[bytes, bytes], streams: list[int]) -> None:
     """Start a provider, wait for its end, and leave nothing of it. Does not return."""
     if LINUX:
         _prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -163,7 +165,7 @@ def keep(host: "_socket.socket", id: int, argv: list[str], env: dict[str, str], 
             argv[0], argv, env, file_actions=actions, setsid=True, setsigmask=[], setsigdef=defaults
         )
     except OSError as error:
-        tell(host, {"id": id, "error": f"{argv[0]}: {error.strerror}"})
+        tell(host, {"id": id, "error": f"{os.fsdecode(argv[0])}: {error.strerror}"})
         os._exit(0)
     for _, fd, _ in actions:
         os.close(fd)

@@ -93,7 +93,7 @@ def offered(manifest: Manifest, methods: list[str]) -> tuple[list[str], list[str
     return [name for name in declared if name in manifest.methods], complaints
 
 
-_BROUGHT = re.compile(r"([a-z][a-z0-9_-]{0,63})(?:/(v[1-9][0-9]{0,5}))?")
+_BROUGHT = r"([a-z][a-z0-9_-]{0,63})(?:/(v[1-9][0-9]{0,5}))?"
 
 
 def brought(hello: Hello, provider: str, defined: dict[str, Protocol]) -> tuple[list[Protocol], list[str]]:
@@ -103,7 +103,7 @@ def brought(hello: Hello, provider: str, defined: dict[str, Protocol]) -> tuple[
     """
     protocols, complaints = [], []
     for key, document in hello.protocols.items():
-        match = _BROUGHT.fullmatch(key)
+        match = re.fullmatch(_BROUGHT, key)
         if match is None:
             complaints.append(f"It brings a protocol named {key[:80]!r}, which is not NAME or NAME/vN")
             continue

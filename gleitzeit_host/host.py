@@ -1,18 +1,17 @@
 """The host: builds the parts, serves the client's pipe, and takes everything down again."""
 
+import asyncio
+import contextlib
 import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import anyio
-import anyio.to_thread
-from anyio.abc import TaskGroup
 from msgspec import Raw
 
 from gleitzeit_host import config as configuration
@@ -33,6 +32,7 @@ from gleitzeit_host.supervisor import Supervisor
 
 HOST_METHODS = frozenset({"host/info", "host/providers", "host/protocols", "host/health", "rpc.discover"})
 EXIT_OUTPUT_LOST = 1  # nobody read what was still to be answered
+LAST_ANSWERS = 0.5  # seconds for a client to read them, once a signal has come
 
 
 class Host:
@@ -51,19 +51,17 @@ class Host:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Load what there is, start the eager providers, and stop them all in the end."""
-        async with anyio.create_task_group() as tasks:
+        async with asyncio.TaskGroup() as tasks:
             self._build(tasks)
             self._start_eager()
             try:
                 yield
             finally:
-                with anyio.CancelScope(shield=True):
-                    await self.supervisor.stop()
-                    self.router.deadlines.close()
-                    await self.processes.aclose()
-                tasks.cancel_scope.cancel()
+                await self.supervisor.stop()
+                self.router.deadlines.close()
+                await self.processes.aclose()
 
-    def _build(self, tasks: TaskGroup) -> None:
+    def _build(self, tasks: asyncio.TaskGroup) -> None:
         self.protocols, self.protocol_problems = load_protocols(self._search_path, self.config.protocols)
         manifests, self.broken = load_manifests(self._search_path)
         self.router = Router(self.protocols.values(), self.config.limits)
@@ -103,44 +101,39 @@ class Host:
 
     async def serve(self, input_fd: int, output_fd: int) -> int:
         """Serve one client's pipe until it ends or a signal comes; return the process's exit status."""
-        ended = anyio.Event()
-        status = 0
+        ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
-        def over(answered: bool) -> None:
-            nonlocal status
-            status = 0 if answered else EXIT_OUTPUT_LOST
-            ended.set()
+        def over(status: int) -> None:
+            if not ended.done():
+                ended.set_result(status)
 
-        edge = Edge(self.router, self.config.limits, self._serve_own, over, self._pause_providers)
+        self.edge = edge = Edge(
+            self.router,
+            self.config.limits,
+            self._serve_own,
+            lambda answered: over(0 if answered else EXIT_OUTPUT_LOST),
+            self.supervisor.pause_reading,
+        )
         edge.open(input_fd, output_fd)
-        self.edge = edge
-        async with anyio.create_task_group() as tasks:
-
-            def on_signal(number: int) -> None:
-                nonlocal status
-                status = 128 + number
-                ended.set()
-
-            tasks.start_soon(_watch_signals, on_signal)
-            await ended.wait()
-            if status:
-                edge.cancel_all("the host is shutting down")
-                edge.finish()
-                with anyio.move_on_after(0.5):
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, over, 128 + number)
+        status = await ended
+        if status:
+            edge.cancel_all("the host is shutting down")
+            edge.finish()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_ANSWERS):
                     await edge.flush()
-            else:
-                await edge.flush()
-            tasks.cancel_scope.cancel()
+        else:
+            await edge.flush()
         return status
-
-    def _pause_providers(self, pressed: bool) -> None:
-        self.supervisor.pause_reading(pressed)
 
     def _serve_own(self, request: Request) -> bool:
         if request.method not in HOST_METHODS:
             return False
         self.edge.hold()
-        self._tasks.start_soon(self._answer_own, request, self.edge)
+        self._tasks.create_task(self._answer_own(request, self.edge))
         return True
 
     async def _answer_own(self, request: Request, caller: Caller) -> None:
@@ -164,7 +157,7 @@ class Host:
 
     async def ask(self, method: str, params: Any) -> Any:
         """Serve one of the host's own methods; raises RpcError."""
-        methods = await anyio.to_thread.run_sync(import_module, "gleitzeit_host.host_methods")
+        methods = await asyncio.to_thread(import_module, "gleitzeit_host.host_methods")
         if isinstance(params, dict):
             params.pop("_meta", None)
         return methods.serve(self, method, params)
@@ -201,9 +194,3 @@ def _describe_broken(broken: Broken) -> dict[str, Any]:
     counts = dict.fromkeys(("inFlight", "served", "restarts", "problems"), 0)
     row = {"name": broken.name, "description": "", "state": "unavailable", "reason": broken.reason}
     return {**row, "methods": [], "capabilities": {}, **counts, **empty}
-
-
-async def _watch_signals(on_signal: Callable[[int], None]) -> None:
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-        async for number in signals:
-            on_signal(number)

@@ -5,6 +5,7 @@ whoever owns it feeds it what was read, and gives it a function that writes.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -13,7 +14,14 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from gleitzeit_host import wire
-from gleitzeit_host.errors import InvalidRequest, MessageTooLarge, ProviderProtocol, RemoteError, RpcError
+from gleitzeit_host.errors import (
+    InternalError,
+    InvalidRequest,
+    MessageTooLarge,
+    ProviderProtocol,
+    RemoteError,
+    RpcError,
+)
 from gleitzeit_host.wire import LineBuffer, Message
 
 
@@ -23,6 +31,7 @@ class _ErrorObject(msgspec.Struct):
     data: Any = None
 
 
+log = logging.getLogger("gleitzeit_host")
 _decode_error = msgspec.json.Decoder(_ErrorObject).decode
 
 
@@ -176,8 +185,15 @@ class Peer:
             raise MessageTooLarge(f"The message is nested deeper than limits.depth = {self._max_depth}")
         if id is None and method.startswith("notifications/"):
             self._owner.on_notification(method, message.params)
-        else:
-            self._owner.on_request(Request(outlet, method, id, message.params, len(text)))
+            return
+        request = Request(outlet, method, id, message.params, len(text))
+        try:
+            self._owner.on_request(request)
+        except RpcError as error:
+            request.fail(error)
+        except Exception as error:
+            log.exception("%s could not be handled", method)
+            request.fail(InternalError(f"The host made a mistake: {error!r}", method=method))
 
     def _answer(self, message: Message) -> None:
         if message.id is UNSET:

@@ -1,9 +1,7 @@
 """The host's end of the guard: starts processes that cannot outlive the host."""
 
 import array
-import asyncio
 import fcntl
-import json
 import os
 import signal
 import socket
@@ -11,6 +9,10 @@ import sys
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
 
 _PIPE_SIZE = 256 * 1024  # bytes; Linux gives an unprivileged user 64 MiB in all, and fifty providers have to fit
 _GUARD_EXIT = 5.0  # seconds for the guard to kill what is left and go
@@ -104,14 +106,15 @@ class Processes:
             setattr(process, name, ours)
             theirs.append(other)
         words = [_find(argv[0], env.get("PATH", os.defpath)), *argv[1:]]
-        self.order({"spawn": process.id, "argv": words, "env": dict(env)}, theirs)
+        environment = {_text(name): _text(value) for name, value in env.items()}
+        self.order({"spawn": process.id, "argv": [_text(word) for word in words], "env": environment}, theirs)
         return process
 
     def order(self, order: dict[str, object], descriptors: list[int] | None = None) -> None:
         """Send an order to the guard, now or as soon as its socket takes it; `descriptors` are closed then."""
         if self._socket is None:
             return
-        self._unsent.append((json.dumps(order).encode("utf-8", "surrogateescape") + b"\n", descriptors or []))
+        self._unsent.append((_msgspec().encode(order) + b"\n", descriptors or []))
         if len(self._unsent) == 1:
             self._send()
 
@@ -120,7 +123,7 @@ class Processes:
         if self._socket is None:
             return
         self._watch()
-        loop = asyncio.get_running_loop()
+        loop = _loop()
         self._closed = loop.create_future()
         timer = loop.call_later(_GUARD_EXIT, os.kill, self._guard, signal.SIGKILL)
         self._socket.shutdown(socket.SHUT_WR)
@@ -131,7 +134,7 @@ class Processes:
 
     def _send(self) -> None:
         assert self._socket is not None
-        loop = asyncio.get_running_loop()
+        loop = _loop()
         while self._unsent:
             data, descriptors = self._unsent[0]
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
@@ -154,13 +157,13 @@ class Processes:
         if not self._watched:
             assert self._socket is not None
             self._watched = True
-            asyncio.get_running_loop().add_reader(self._socket.fileno(), self._readable)
+            _loop().add_reader(self._socket.fileno(), self._readable)
 
     def _unwatch(self) -> None:
         assert self._socket is not None
         if self._watched:
             self._watched = False
-            loop = asyncio.get_running_loop()
+            loop = _loop()
             loop.remove_reader(self._socket.fileno())
             loop.remove_writer(self._socket.fileno())
 
@@ -177,7 +180,7 @@ class Processes:
             return
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
-            self._told(json.loads(line))
+            self._told(_msgspec().decode(line))
 
     def _told(self, news: dict[str, object]) -> None:
         id = news["id"]
@@ -212,6 +215,23 @@ class Processes:
             process.on_exit(-signal.SIGKILL)
         if self._closed is not None:
             self._closed.set_result(None)
+
+
+def _loop() -> "asyncio.AbstractEventLoop":
+    import asyncio  # noqa: PLC0415 - 70 ms, during which the guard starts already
+
+    return asyncio.get_running_loop()
+
+
+def _msgspec() -> Any:
+    import msgspec.json  # noqa: PLC0415 - as above
+
+    return msgspec.json
+
+
+def _text(value: str) -> str:
+    """Return a text that stands for the bytes of a command or variable, which need not be UTF-8."""
+    return os.fsencode(value).decode("latin-1")
 
 
 def _enlarge(fd: int) -> None:

@@ -290,12 +290,12 @@ def _references(value: Any, where: str) -> Iterator[tuple[str, Any]]:
             yield from _references(child, f"{where}/{index}")
 
 
-_PATH = re.compile(r"(?P<problem>.*?)(?: - at `\$(?P<path>.*)`)?", re.DOTALL)
+_PATH = r"(?s)(?P<problem>.*?)(?: - at `\$(?P<path>.*)`)?"
 
 
 def _split_path(message: str) -> tuple[str, str]:
     """Split msgspec's "Expected `str`, got `int` - at `$.methods[0].name`" into a JSON pointer and the problem."""
-    match = _PATH.fullmatch(message)
+    match = re.fullmatch(_PATH, message)
     assert match is not None
     path = re.sub(r"\[(\d+)\]", r"/\1", match["path"] or "").replace(".", "/")
     return path, match["problem"]

@@ -1,7 +1,7 @@
 """Supervision: when a provider's process runs, how it starts and stops, and what follows its death."""
 
 import asyncio
-import random
+import os
 import signal
 import time
 from collections import deque
@@ -9,10 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import anyio
-import anyio.to_thread
 import msgspec
-from anyio.abc import TaskGroup
 from msgspec import Raw
 
 from gleitzeit_host import config as configuration
@@ -64,7 +61,7 @@ class Supervisor:
 
     def __init__(
         self,
-        tasks: TaskGroup,
+        tasks: asyncio.TaskGroup,
         processes: Processes,
         states: StateFiles,
         protocols: dict[str, Protocol],
@@ -85,13 +82,13 @@ class Supervisor:
         self.paused = False
         self._unsaved: dict[str, bytes] = {}
         self._saving: set[str] = set()
-        self._saved = anyio.Event()
+        self._saved = asyncio.Event()
 
     def start(self, provider: Provider) -> None:
         """Keep the provider running from now on."""
         provider.state = "starting"
         provider.on_state = self._save_state
-        self._tasks.start_soon(self._supervise, provider)
+        self._tasks.create_task(self._supervise(provider))
 
     async def _supervise(self, provider: Provider) -> None:
         limits = configuration.provider_limits(provider.manifest, provider.config)
@@ -101,11 +98,14 @@ class Supervisor:
             self._lives.add(life)
             try:
                 await life.run()
+            except Exception as error:  # a defect in the supervision of one provider must not end the others
+                log.exception("%s: its supervision failed", provider.name)
+                await life.give_up(f"the host made a mistake: {error!r}")
             finally:
                 self._lives.discard(life)
             if life.delay is None:
                 return
-            await anyio.sleep(life.delay)
+            await asyncio.sleep(life.delay)
             provider.restarts += 1
 
     @property
@@ -120,9 +120,7 @@ class Supervisor:
             grace: Seconds for each rung of the stop ladder instead of each provider's own `stop_timeout`.
         """
         self._stopping = True
-        async with anyio.create_task_group() as tasks:
-            for life in list(self._lives):
-                tasks.start_soon(life.stop, grace)
+        await asyncio.gather(*(life.stop(grace) for life in self._lives))
         while self._saving:
             await self._saved.wait()
 
@@ -138,18 +136,17 @@ class Supervisor:
         self._unsaved[provider.name] = state
         if provider.name not in self._saving:
             self._saving.add(provider.name)
-            self._tasks.start_soon(self._write_state, provider)
+            self._tasks.create_task(self._write_state(provider))
 
     async def _write_state(self, provider: Provider) -> None:
-        with anyio.CancelScope(shield=True):
-            while (state := self._unsaved.pop(provider.name, None)) is not None:
-                try:
-                    await anyio.to_thread.run_sync(self.states.save, provider.name, state)
-                except OSError as error:
-                    provider.complain(f"Its state cannot be saved: {error}")
+        while (state := self._unsaved.pop(provider.name, None)) is not None:
+            try:
+                await asyncio.to_thread(self.states.save, provider.name, state)
+            except OSError as error:
+                provider.complain(f"Its state cannot be saved: {error}")
         self._saving.discard(provider.name)
         self._saved.set()
-        self._saved = anyio.Event()
+        self._saved = asyncio.Event()
 
 
 class Life:
@@ -161,8 +158,8 @@ class Life:
         self._provider = provider
         self._limits = limits
         self._restarts = restarts
-        self._greeted = anyio.Event()
-        self._gone = anyio.Event()
+        self._greeted = asyncio.Event()
+        self._gone = asyncio.Event()
         self._why = ""  # the host ended it; empty: it ended by itself
         self._refused = False
         self._exit: int | None = None
@@ -177,18 +174,15 @@ class Life:
         """Start the process, shake hands, and wait until it is gone."""
         self._spawn()
         self._greet()
-        with anyio.move_on_after(self._limits.start_timeout):
-            await self._greeted.wait()
-        if not self._greeted.is_set():
+        if not await _within(self._limits.start_timeout, self._greeted):
             self._break(f"did not answer initialize within {self._limits.start_timeout:g} s")
         if self._refused:
-            await self.stop(None)
-            self._over(self._why)
-        async with anyio.create_task_group() as tasks:
-            if self._provider.hello is not None and self._provider.hello.ping:
-                tasks.start_soon(self._ping)
-            await self._gone.wait()
-            tasks.cancel_scope.cancel()
+            await self.give_up(self._why)
+        hello = self._provider.hello
+        pings = asyncio.create_task(self._ping()) if hello is not None and hello.ping else None
+        await self._gone.wait()
+        if pings is not None:
+            pings.cancel()
 
     # ---- start
 
@@ -277,11 +271,11 @@ class Life:
         provider = self._provider
         missed = 0
         while True:
-            await anyio.sleep(PING_INTERVAL)
+            await asyncio.sleep(PING_INTERVAL)
             if provider.peer is None:
                 return
             try:
-                with anyio.fail_after(PING_INTERVAL):
+                async with asyncio.timeout(PING_INTERVAL):
                     result = await provider.peer.call("ping", {})
                 health = msgspec.json.decode(result, type=dict[str, Any])
                 provider.health = {"health": "ok", **health}
@@ -310,8 +304,7 @@ class Life:
         rungs: tuple[Callable[[], None], ...] = (lambda: None, process.terminate, process.kill)
         for climb in rungs:
             climb()
-            with anyio.move_on_after(wait):
-                await self._gone.wait()
+            if await _within(wait, self._gone):
                 return
         log.error("%s: its process %s does not go away", self._provider.name, process.pid)
         self._over("did not go away")
@@ -323,6 +316,12 @@ class Life:
             self._provider.last_error = why
             if self._process is not None:
                 self._process.kill()
+
+    async def give_up(self, why: str) -> None:
+        """Stop the process for good."""
+        self._refuse(why)
+        await self.stop(None)
+        self._over(why)
 
     def pause_reading(self, pause: bool) -> None:
         """Stop reading the provider's output, or go on."""
@@ -398,7 +397,7 @@ class Life:
             provider.not_ready("unavailable", why)
             log.error("%s is unavailable: %s", provider.name, why)
             return
-        self.delay = self._restarts.after_crash(time.monotonic(), random.random())
+        self.delay = self._restarts.after_crash(time.monotonic(), os.urandom(1)[0] / 256)
         if self.delay is None:
             reason = (
                 f"it died {self._limits.max_restarts + 1} times within {self._limits.restart_window:g} s, the last time "
@@ -409,6 +408,16 @@ class Life:
         else:
             provider.not_ready("backoff", f"it {why}; it is started again")
             log.warning("%s %s; it is started again in %.1f s", provider.name, why, self.delay)
+
+
+async def _within(seconds: float, event: asyncio.Event) -> bool:
+    """Wait for an event, but no longer; return whether it came."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 def _later(seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:

@@ -4,7 +4,6 @@ A message is decoded into its envelope only: `params`, `result` and `error` stay
 arrived in, so that what the host forwards is byte for byte what was sent.
 """
 
-import json
 import re
 from typing import Any, Literal
 
@@ -43,12 +42,12 @@ class OversizedLine(bytes):
 
     def leading_id(self) -> int | None:
         """Return the integer id if the line begins with one, as `{"jsonrpc":"2.0","id":7,…` does."""
-        match = _LEADING_ID.match(self)
+        match = re.match(_LEADING_ID, self)
         return int(match[1]) if match else None
 
 
 _SALVAGE_SIZE = 1024 * 1024
-_LEADING_ID = re.compile(rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*(\d{1,16})\s*,')
+_LEADING_ID = rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*(\d{1,16})\s*,'
 
 
 class LineBuffer:
@@ -106,9 +105,7 @@ def check_utf8(line: bytes) -> None:
         raise ParseError(f"The line is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
-_ESCAPE = re.compile(
-    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)"
-)
+_ESCAPE = rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)"
 
 
 def repair_surrogates(line: bytes) -> bytes:
@@ -116,7 +113,7 @@ def repair_surrogates(line: bytes) -> bytes:
 
     JSON's grammar allows them, no UTF-8 text can hold them, and msgspec refuses the line.
     """
-    return _ESCAPE.sub(lambda match: rb"\ufffd" if match[1] else match[0], line)
+    return re.sub(_ESCAPE, lambda match: rb"\ufffd" if match[1] else match[0], line)
 
 
 def parse(line: bytes) -> Message:
@@ -151,6 +148,8 @@ def answered_id(line: bytes) -> int | None:
     """
     if len(line) > _SALVAGE_SIZE:
         return OversizedLine(line[:256]).leading_id()
+    import json  # noqa: PLC0415 - only for what msgspec refuses
+
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
