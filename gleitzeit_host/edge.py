@@ -42,7 +42,7 @@ class Edge(Client):
         self._held = 0  # bytes of the requests under way
         self._reasons: set[object] = set()  # for not reading
         self._input_over = False
-        self._output_lost = False
+        self.output_lost = False
         self._over = False
 
     def open(self, input_fd: int, output_fd: int) -> None:
@@ -148,7 +148,7 @@ class Edge(Client):
             self.finish()
 
     def _lost(self) -> None:
-        self._output_lost = True
+        self.output_lost = True
         self.finish()
 
     def finish(self) -> None:
@@ -156,7 +156,7 @@ class Edge(Client):
         if not self._over:
             self._over = True
             self._reader.close()
-            self._ended(not self._output_lost)
+            self._ended(not self.output_lost)
 
     async def flush(self) -> None:
         """Wait until the client has taken every answer, or is gone."""

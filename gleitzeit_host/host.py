@@ -127,7 +127,7 @@ class Host:
                     await edge.flush()
         else:
             await edge.flush()
-        return status
+        return status or (EXIT_OUTPUT_LOST if edge.output_lost else 0)
 
     def _serve_own(self, request: Request) -> bool:
         if request.method not in HOST_METHODS:

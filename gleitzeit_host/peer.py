@@ -335,7 +335,10 @@ class Batch:
 
     @staticmethod
     def _items(line: bytes, limit: int) -> list[Raw]:
-        items = wire.split_items(line)
+        try:
+            items = wire.split_items(line)
+        except RecursionError:
+            raise MessageTooLarge("The batch is nested deeper than limits.depth allows") from None
         if not items:
             raise InvalidRequest("The batch is empty")
         if len(items) > limit:

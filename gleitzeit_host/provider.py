@@ -180,6 +180,8 @@ class Provider:
         self.reason = ""
         self.slots = self.concurrency - self.in_flight
         self._serve(methods)
+        for route in self.routes:
+            route.measure()
         self.router.pump(self)
         self.router.changed()
 
@@ -197,7 +199,7 @@ class Provider:
         """The process is gone: end the calls that were in flight at it, and those that it made."""
         peer, self.peer = self.peer, None
         self.pid = None
-        self.slots = 0
+        self.slots = self.concurrency = 0
         self.health = None
         if self._stuck is not None:
             self._stuck.cancel()

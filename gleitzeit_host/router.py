@@ -18,8 +18,9 @@ from gleitzeit_host.protocol import Method, Protocol
 if TYPE_CHECKING:
     from gleitzeit_host.provider import Provider
 
-# A full queue that moves empties within this many seconds; until then its caller is slowed instead of refused.
+# The client is slowed instead of refused where a full queue would be empty within this many seconds,
 PATIENCE = 0.1
+START_PATIENCE = 2.0  # and for so long where it waits for a provider that is starting
 
 
 class Route:
@@ -44,11 +45,15 @@ class Route:
         self.timeout = max(configured, default=self.default_timeout)  # seconds, of a call that asks for none
         self.tail = b'"_meta":{"timeoutMs":%d}}}' % max(1, self.timeout * 1000)  # of the line of such a call
 
+    def measure(self) -> None:
+        """Begin to measure the queue's pace."""
+        self._since = time.monotonic()
+        self._taken = 0
+
     def enqueue(self, call: Call, *, first: bool) -> None:
         """Let the call wait, before or behind the others."""
         if not self.waiting:
-            self._since = time.monotonic()
-            self._taken = 0
+            self.measure()
         if first:
             self.waiting.appendleft(call)
         else:
@@ -67,7 +72,8 @@ class Route:
         """Seconds until the queue is empty, going by its pace so far."""
         elapsed = time.monotonic() - self._since
         if not self._taken:
-            return 0.0 if elapsed < PATIENCE else max(elapsed, 1.0)
+            starting = not any(provider.concurrency for provider in self.providers)
+            return 0.0 if elapsed < (START_PATIENCE if starting else PATIENCE) else max(elapsed, 1.0)
         return len(self.waiting) * elapsed / self._taken
 
 

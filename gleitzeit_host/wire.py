@@ -129,7 +129,16 @@ def parse(line: bytes) -> Message:
             check_utf8(line)
         return decode_message(line)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(f"Not a JSON-RPC 2.0 message: {error}") from None
+        problem: msgspec.DecodeError = error
+        try:
+            decode(line)
+        except msgspec.DecodeError as malformed:  # further on, where the envelope's decoder did not come
+            problem = malformed
+        except RecursionError:
+            pass
+        if isinstance(problem, msgspec.ValidationError):
+            raise InvalidRequest(f"Not a JSON-RPC 2.0 message: {problem}") from None
+        raise ParseError(f"Not JSON: {problem}") from None
     except msgspec.DecodeError as error:
         if type(line) is OversizedLine:
             raise MessageTooLarge("The line is longer than limits.message_bytes allows") from None

@@ -25,6 +25,7 @@ ANSWER = {"jsonrpc": "2.0", "id": 1, "result": {"response": "hi"}}
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "home").mkdir()
     return isolated_environment(tmp_path / "home")
 
 
@@ -188,8 +189,8 @@ def test_a_signal_answers_what_is_under_way_and_ends_with_its_own_status(
     start_misbehave: StartHost, number: signal.Signals
 ) -> None:
     host = start_misbehave()
-    id = host.request("misbehave/hang")
-    host.call("misbehave/say", {"message": "it has begun"})
+    id = host.request("misbehave/hold")
+    host.call("misbehave/echo", {"value": "it has begun"})
     host.kill(number)
     assert host.error(id).code == -31005
     assert host.wait() == 128 + number
@@ -198,7 +199,7 @@ def test_a_signal_answers_what_is_under_way_and_ends_with_its_own_status(
 
 def test_end_of_input_waits_for_the_calls_under_way_within_their_deadlines(start_misbehave: StartHost) -> None:
     host = start_misbehave()
-    id = host.request("misbehave/hang", {"_meta": {"timeoutMs": 300}})
+    id = host.request("misbehave/hold", {"_meta": {"timeoutMs": 300}})
     assert host.finish() == 0
     assert host.error(id).code == -31002
 

@@ -11,6 +11,7 @@ It is correct unless told otherwise. Three ways to tell it, from the earliest mo
 answers what the host sent and gave to this process. Standard library only.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -80,10 +81,10 @@ SCRIPTS: dict[str, list[bytes]] = {
     "lone_surrogate": [b'{"jsonrpc":"2.0","id":$ID,"result":"a\\ud800b\\udfffc"}'],
     # Requests and notifications that break the protocol, beside a right answer.
     "request_null_id": [
-        b'{"jsonrpc":"2.0","id":null,"method":"misbehave/echo","params":{"value":1}}',
+        b'{"jsonrpc":"2.0","id":null,"method":"misbehave/echo","params":{"value":"dropped"}}',
         ANSWER,
     ],
-    "request_list_id": [b'{"jsonrpc":"2.0","id":[1],"method":"misbehave/echo","params":{"value":1}}', ANSWER],
+    "request_list_id": [b'{"jsonrpc":"2.0","id":[1],"method":"misbehave/echo","params":{"value":"dropped"}}', ANSWER],
     "method_number": [b'{"jsonrpc":"2.0","method":7,"params":{}}', ANSWER],
     "unknown_notification": [b'{"jsonrpc":"2.0","method":"notifications/nonsense","params":{}}', ANSWER],
     "progress_unknown_token": [
@@ -397,6 +398,7 @@ class Provider:
         told = {
             "argv": sys.argv,
             "cwd": os.getcwd(),  # noqa: PTH109
+            "descriptors": _open_descriptors(),
             "early": self.early,
             "environ": dict(os.environ),
             "grandchild": self.grandchild,
@@ -594,6 +596,15 @@ def spawn_grandchild() -> int:
     os.waitpid(child, 0)
     with os.fdopen(reader) as stream:
         return int(stream.read())
+
+
+def _open_descriptors() -> list[int]:
+    found = []
+    for name in os.listdir("/dev/fd"):
+        with contextlib.suppress(OSError):
+            os.fstat(int(name))
+            found.append(int(name))
+    return sorted(found)
 
 
 def _readable_within(seconds: float) -> bool:
