@@ -201,6 +201,14 @@ def test_an_over_long_line_that_hides_its_id_restarts_the_provider(
     assert told(host)["pid"] != before
 
 
+@pytest.mark.rule("P-6")
+def test_an_answer_nested_deeper_than_the_host_reads_ends_its_call(shared: HostProcess) -> None:
+    assert shared.call("misbehave/do", {"how": "deep", "count": 200}) is not None
+    before = flagged(shared)[0]
+    assert shared.refusal("misbehave/do", {"how": "deep", "count": 100_000}).code == -31009
+    assert flagged(shared)[0] == before + 1
+
+
 @pytest.mark.rule("P-7")
 def test_members_that_the_host_does_not_know_are_ignored(start_misbehave: StartHost) -> None:
     host = start_misbehave(switches={"result": {"capabilities": {"tags": ["x"]}, "novelty": {"a": 1}}})
@@ -978,12 +986,6 @@ def call_back(host: HostProcess, method: str, params: dict[str, Any] | None = No
     return host.call("misbehave/call", {"method": method, "params": params or {}, **options})
 
 
-def held_by_now(host: HostProcess) -> int:
-    """Return how many calls the provider holds, those included that it has called back for by now."""
-    held: int = call_back(host, "misbehave/received")["result"]["held"]
-    return held
-
-
 @pytest.mark.rule("P-54")
 @pytest.mark.parametrize("method", ["host/info", "host/providers", "rpc.discover"])
 def test_the_hosts_own_methods_are_never_callable_by_a_provider(start_misbehave: StartHost, method: str) -> None:
@@ -1028,12 +1030,23 @@ def test_every_call_back_is_answered_as_any_clients(shared: HostProcess) -> None
     assert do(shared, "call_back_without_end", count=200) == 0
 
 
+@pytest.mark.rule("P-55", "P-47")
+def test_a_call_back_has_progress_if_it_wants_it(shared: HostProcess) -> None:
+    inner = {"method": "misbehave/do", "params": {"how": "flood_progress", "count": 3}}
+    answer = shared.call("misbehave/call", {**inner, **meta(progressToken="outer")})
+    assert answer["result"] == 3
+    outer = [n["params"] for n in shared.notifications if n["params"]["progressToken"] == "outer"]
+    assert [params["progress"] for params in outer] == [1, 2, 3]
+    assert outer[2]["delta"] == {"n": 3}
+
+
 @pytest.mark.rule("P-56", "P-58")
 def test_a_call_back_without_parent_belongs_to_the_newest_call(start_misbehave: StartHost) -> None:
     host = start_misbehave()
     older = hold(host, "older")
-    newer = host.request("misbehave/call", {"method": "misbehave/hold"})
-    assert held_by_now(host) == 2
+    newer = host.request("misbehave/call", {"method": "misbehave/hold", **meta(progressToken="newer")})
+    host.notification("notifications/progress", lambda params: params["progressToken"] == "newer")
+    assert told(host)["held"] == 2
     host.cancel(older)
     assert host.error(older).code == -31005
     assert told(host)["held"] == 1
@@ -1047,8 +1060,10 @@ def test_a_call_back_belongs_to_the_parent_it_names(start_misbehave: StartHost) 
     host = start_misbehave()
     parent = hold(host, "parent")
     own_id = requests(host, "misbehave/hold")[0]["id"]
-    caller = host.request("misbehave/call", {"method": "misbehave/hold", "parent": own_id})
-    assert held_by_now(host) == 2
+    inner = {"method": "misbehave/hold", "parent": own_id}
+    caller = host.request("misbehave/call", {**inner, **meta(progressToken="inner")})
+    host.notification("notifications/progress", lambda params: params["progressToken"] == "inner")
+    assert told(host)["held"] == 2
     host.cancel(parent)
     assert host.error(parent).code == -31005
     assert host.result(caller)["error"]["code"] == -31005
@@ -1300,7 +1315,7 @@ def test_a_provider_that_crashes_too_often_has_failed(start_misbehave: StartHost
 
 @pytest.mark.rule("P-70")
 def test_a_call_that_waits_for_a_restart_keeps_its_own_deadline(start_misbehave: StartHost) -> None:
-    host = start_misbehave(switches={"hello": "hang"}, limits={"start_timeout": 30})
+    host = start_misbehave(switches={"hello": "hang"}, limits={"start_timeout": 30, "stop_timeout": 0.3})
     assert host.refusal("misbehave/echo", {"value": 1, **meta(timeoutMs=300)}).code == -31002
 
 
@@ -1353,6 +1368,8 @@ def test_fifty_providers_start_side_by_side(tmp_path: Path, start_host: StartHos
     calls = {n: host.request("misbehave/received", meta(provider=f"p{n}", timeoutMs=19_000)) for n in range(50)}
     names = [host.result(calls[n], timeout=60)["environ"]["GLEITZEIT_PROVIDER"] for n in range(50) if n != 25]
     assert len(set(names)) == 49
+    host.cancel(calls[25])
+    assert host.error(calls[25]).code == -31005
 
 
 # ---- health

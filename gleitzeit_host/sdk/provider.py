@@ -99,7 +99,7 @@ class ProtocolProvider(Generic[Settings]):
         """Called in the end, even after a failed start."""
 
     async def health(self) -> dict[str, Any]:
-        """Answer the host's ping: `{health: "ok" | "degraded" | "failing", detail?, resources?}`. Override to be asked."""
+        """Answer the host's ping, `{health: "ok" | "degraded" | "failing", detail?, resources?}`; override to be asked."""
         return {}
 
     def handlers(self) -> dict[str, Handler]:
@@ -152,7 +152,7 @@ class ProtocolProvider(Generic[Settings]):
                 origin = get_origin(generic)
                 if isinstance(origin, type) and issubclass(origin, ProtocolProvider):
                     (argument,) = get_args(generic)
-                    return argument if isinstance(argument, type) else None
+                    return argument if hasattr(argument, "model_fields") else None
         return None
 
 

@@ -47,12 +47,12 @@ class Server:
         self._provider = provider()
         self._calls: dict[int, Call] = {}
         self._started = False
-        self._greeted = False
 
     async def serve(self, input_fd: int, output_fd: int) -> None:
         """Read and answer until the end."""
         self._over = anyio.Event()
         self._idle = anyio.Event()
+        self._ready = anyio.Event()
         self._writer = stdio.open_writer(output_fd, self._over.set, lambda _pressed: None)
         self._peer = Peer(self, self._writer.write, turn=Turn(), max_bytes=MESSAGE_BYTES)
         host.connect(self._peer, self._flow)
@@ -103,8 +103,6 @@ class Server:
             self._tasks.start_soon(self._answer, request, None, lambda: self._initialize(request))
         elif request.method == "ping":
             self._tasks.start_soon(self._answer, request, None, self._ping)
-        elif not self._greeted:
-            request.fail(InvalidRequest("The first message must be initialize"))
         else:
             self._start_call(request)
 
@@ -188,7 +186,7 @@ class Server:
             hello["concurrency"] = provider.concurrency
         if type(provider).health is not ProtocolProvider.health:
             hello["ping"] = True
-        self._greeted = True
+        self._ready.set()
         return hello
 
     async def _ping(self) -> Any:

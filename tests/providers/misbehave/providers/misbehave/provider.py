@@ -19,6 +19,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 METHODS = [
@@ -183,6 +184,7 @@ class Provider:
         self.initialize: dict[str, Any] = {}
         self.held: dict[Any, Call] = {}
         self.waiting: dict[Any, Callable[[dict[str, Any]], None]] = {}
+        self.relayed: dict[Any, Call] = {}
         self.calls = 0
         self.next_id = 1
         self.grandchild: int | None = None
@@ -221,6 +223,11 @@ class Provider:
         self.waiting[own_id] = then
         self.send(id=own_id, method=method, params=params)
         return own_id
+
+    def pass_on_progress(self, params: dict[str, Any]) -> None:
+        """Pass progress of a call-back on to the call whose id its token is."""
+        if params["progressToken"] in self.relayed:
+            self.progress(self.relayed[params.pop("progressToken")], **params)
 
     # In.
 
@@ -269,6 +276,8 @@ class Provider:
             self.take_call(message["method"], Call(message))
 
     def take_notification(self, message: dict[str, Any]) -> None:
+        if message["method"] == "notifications/progress":
+            self.pass_on_progress(message["params"])
         if message["method"] != "notifications/cancelled":
             return
         call = self.held.pop(message["params"]["requestId"], None)
@@ -412,8 +421,11 @@ class Provider:
         self.answer(call, told)
 
     def relay(self, call: Call) -> None:
-        """Call back ``method`` with ``params`` and answer with the whole answer to that."""
+        """Call back ``method`` with ``params`` and answer with the whole answer to that; pass progress on."""
         params = call.get("params", {})
+        if "progressToken" in call.meta:
+            self.relayed[call.id] = call
+            params = {**params, "_meta": {**params.get("_meta", {}), "progressToken": call.id}}
         if call.get("parent") is not None:
             parent = call.id if call.get("parent") == "own" else call.get("parent")
             params = {**params, "_meta": {**params.get("_meta", {}), "parent": parent}}
@@ -600,10 +612,10 @@ def spawn_grandchild() -> int:
 
 def _open_descriptors() -> list[int]:
     found = []
-    for name in os.listdir("/dev/fd"):
+    for entry in Path("/dev/fd").iterdir():
         with contextlib.suppress(OSError):
-            os.fstat(int(name))
-            found.append(int(name))
+            os.fstat(int(entry.name))
+            found.append(int(entry.name))
     return sorted(found)
 
 
