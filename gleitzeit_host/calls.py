@@ -8,7 +8,15 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from gleitzeit_host import wire
-from gleitzeit_host.errors import Cancelled, InvalidParams, ProviderGone, RemoteError, RpcError, Timeout
+from gleitzeit_host.errors import (
+    Cancelled,
+    InvalidParams,
+    ProviderGone,
+    ProviderProtocol,
+    RemoteError,
+    RpcError,
+    Timeout,
+)
 from gleitzeit_host.peer import Request
 
 if TYPE_CHECKING:
@@ -132,7 +140,9 @@ class Call:
         self.provider.release(self, failed=True)
         if self.done:
             return
-        if not isinstance(error, ProviderGone):
+        if isinstance(error, ProviderProtocol):  # may be shared, like the error below
+            self.fail(ProviderProtocol(error.message))
+        elif not isinstance(error, ProviderGone):
             self.fail(error)
         elif self.route.method.idempotent and not self.retried:
             self.retried = True

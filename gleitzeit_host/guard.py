@@ -38,7 +38,9 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     if LINUX:
         _prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    Guard(_socket.socket(fileno=int(sys.argv[1]))).serve()
+    host = int(sys.argv[1])
+    os.set_inheritable(host, False)
+    Guard(_socket.socket(fileno=host)).serve()
 
 
 class Guard:
@@ -78,7 +80,9 @@ class Guard:
         for level, kind, content in ancillary:
             if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
                 view = memoryview(content[: len(content) - len(content) % 4]).cast("i")
-                self.descriptors += view.tolist()
+                for fd in view.tolist():
+                    os.set_inheritable(fd, False)  # as they arrive, every child would get them
+                    self.descriptors.append(fd)
         *lines, self.rest = (self.rest + data).split(b"\n")
         for line in lines:
             self.obey(json.loads(line))

@@ -115,5 +115,5 @@ def brought(hello: Hello, provider: str, defined: dict[str, Protocol]) -> tuple[
         try:
             protocols.append(protocol.define(name, version, document, f"provider {provider}"))
         except ConfigurationError as error:
-            complaints.append(str(error))
+            complaints.append(f"It brings protocol {name}, which cannot be used: {error}")
     return protocols, complaints

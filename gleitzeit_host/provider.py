@@ -85,7 +85,7 @@ class Provider:
         self.peer: Peer | None = None
         self.saved_state: Raw | None = None
         self.on_state: Callable[[Provider, bytes], None] = lambda _provider, _state: None
-        self.on_broken: Callable[[str], None] = lambda _reason: None  # ends this life of the process
+        self.on_broken: Callable[[str, type[RpcError]], None] = lambda *_: None  # ends this life of the process
         self._start = start
         self._abandoned = 0
         self._pressed = False
@@ -132,9 +132,14 @@ class Provider:
         call.provider = self
         call.id = peer.reserve(call)
         call.sent_at = now
+        line = call.line(now)
+        if len(line) > self.router.limits.message_bytes:
+            del peer.open[call.id]
+            call.fail(MessageTooLarge("With what the host adds, the message is over limits.message_bytes"))
+            return
         self.slots -= 1
         self.in_flight += 1
-        peer.send(call.line(now))
+        peer.send(line)
 
     def release(self, call: Call, *, failed: bool = False) -> None:
         """Take note that the provider has answered a call, or died with it, and that its slot is free."""
@@ -160,7 +165,9 @@ class Provider:
     def _check_stuck(self) -> None:
         self._stuck = None
         if self._abandoned >= self.concurrency:
-            self.on_broken(f"cancelled calls have held all its {self.concurrency} slots for {STUCK_AFTER:g} s")
+            self.on_broken(
+                f"cancelled calls have held all its {self.concurrency} slots for {STUCK_AFTER:g} s", ProviderGone
+            )
 
     # ---- what the supervisor tells
 
@@ -195,7 +202,7 @@ class Provider:
         self.reason = reason
         self.slots = 0
 
-    def lost(self, why: str) -> None:
+    def lost(self, error: RpcError) -> None:
         """The process is gone: end the calls that were in flight at it, and those that it made."""
         peer, self.peer = self.peer, None
         self.pid = None
@@ -205,7 +212,7 @@ class Provider:
             self._stuck.cancel()
             self._stuck = None
         if peer is not None:
-            peer.fail_open(ProviderGone(f"Provider {self.name} {why} with the call in flight"))
+            peer.fail_open(error)
         self._call_backs.cancel_all("the provider that made the call is gone")
 
     def under_pressure(self, pressed: bool) -> None:
@@ -293,15 +300,15 @@ class Provider:
             return
         self.log.write(f"[not a message: {error.message}] {line[:500].decode('utf-8', 'replace')}")
         self.complain(f"{error.message}: {line[:80].decode('utf-8', 'replace')!r}")
-        id = wire.answered_id(line)
-        self._fail_answer(id, ProviderProtocol(f"Provider {self.name} broke the protocol: {error.message}"))
+        kind = MessageTooLarge if isinstance(error, MessageTooLarge) else ProviderProtocol
+        self._fail_answer(wire.answered_id(line), kind(f"Provider {self.name} broke the protocol: {error.message}"))
 
     def _oversized(self, line: wire.OversizedLine) -> None:
         id = line.leading_id()
         problem = f"Provider {self.name} sent a line over limits.message_bytes = {self.router.limits.message_bytes}"
         self.complain(problem)
         if not self._fail_answer(id, MessageTooLarge(problem)):
-            self.on_broken("sent a line that is too long and does not begin with an id")
+            self.on_broken("sent a line that is too long and does not begin with an id", ProviderProtocol)
 
     def _fail_answer(self, id: int | None, error: RpcError) -> bool:
         pending = self.peer.open.pop(id, None) if self.peer is not None and id is not None else None

@@ -161,6 +161,7 @@ class Life:
         self._greeted = asyncio.Event()
         self._gone = asyncio.Event()
         self._why = ""  # the host ended it; empty: it ended by itself
+        self._error: type[RpcError] = ProviderGone  # of the calls in flight at its end
         self._refused = False
         self._exit: int | None = None
         self._drained = False
@@ -309,10 +310,11 @@ class Life:
         log.error("%s: its process %s does not go away", self._provider.name, process.pid)
         self._over("did not go away")
 
-    def _break(self, why: str) -> None:
-        """End this life now because of what the provider did, or did not."""
+    def _break(self, why: str, error: type[RpcError] = ProviderGone) -> None:
+        """End this life now because of what the provider did, or did not; `error` is what its calls get."""
         if not self._why and not self._gone.is_set():
             self._why = why
+            self._error = error
             self._provider.last_error = why
             if self._process is not None:
                 self._process.kill()
@@ -384,7 +386,7 @@ class Life:
         self._decide(why)
         self._gone.set()
         self._greeted.set()
-        provider.lost(why)
+        provider.lost(self._error(f"Provider {provider.name} {why} with the call in flight"))
         provider.router.changed()
 
     def _decide(self, why: str) -> None:

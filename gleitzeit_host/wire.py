@@ -57,44 +57,42 @@ class LineBuffer:
         self.limit = limit
         self._parts: list[bytes] = []
         self._size = 0
+        self._skipping = False  # to the end of a line whose OversizedLine was given out already
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the lines that `data` completes, without their newlines.
 
-        A line over the limit comes as an `OversizedLine`.
+        A line over the limit comes as an `OversizedLine`, as soon as it is over.
         """
         lines = data.split(b"\n")
         rest = lines.pop()
         if lines:
-            if self._parts:
-                lines[0] = self._join(lines[0])
-            if len(data) > self.limit:
-                lines = [self._bounded(line) for line in lines]
-        if rest:
-            self._hold(rest)
+            if self._skipping:
+                del lines[0]
+                self._skipping = False
+            elif self._parts:
+                self._parts.append(lines[0])
+                lines[0] = self._take()
+            if self._size + len(data) > self.limit:
+                lines = [line if len(line) <= self.limit else OversizedLine(line[:256]) for line in lines]
+            self._size = 0
+        if rest and not self._skipping:
+            self._parts.append(rest)
+            self._size += len(rest)
+            if self._size > self.limit:
+                self._skipping = True
+                lines.append(OversizedLine(self._take()[:256]))
+                self._size = 0
         return lines
 
     def end(self) -> list[bytes]:
         """Return the unfinished last line, if there is one: end of input ends a line too."""
-        return [self._join(b"")] if self._parts else []
+        return [self._take()] if self._parts else []
 
-    def _hold(self, part: bytes) -> None:
-        self._size += len(part)
-        if self._size <= self.limit:
-            self._parts.append(part)
-        elif not self._parts or type(self._parts[0]) is not OversizedLine:
-            self._parts = [OversizedLine((self._parts[0] if self._parts else part)[:256])]
-
-    def _join(self, last: bytes) -> bytes:
-        self._hold(last)
-        first = self._parts[0]
-        line = first if type(first) is OversizedLine else b"".join(self._parts)
-        self._parts = []
-        self._size = 0
+    def _take(self) -> bytes:
+        line = b"".join(self._parts)
+        self._parts.clear()
         return line
-
-    def _bounded(self, line: bytes) -> bytes:
-        return line if len(line) <= self.limit else OversizedLine(line[:256])
 
 
 def check_utf8(line: bytes) -> None:
@@ -161,7 +159,9 @@ def answered_id(line: bytes) -> int | None:
 
     try:
         value = json.loads(line)
-    except (ValueError, RecursionError):
+    except RecursionError:
+        return OversizedLine(line[:256]).leading_id()
+    except ValueError:
         return None
     id = value.get("id") if isinstance(value, dict) and "method" not in value else None
     return id if type(id) is int else None

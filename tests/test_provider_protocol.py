@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.host import HostProcess, StartHost
+from support.host import HostProcess, StartHost, isolated_environment
 from support.misbehave import METHODS, PROGRAM, add_misbehave, add_provider
 
 SPECIFICATION = Path(__file__).parent.parent / "docs" / "provider-protocol.md"
-QUICK = {"start_timeout": 0.5, "stop_timeout": 0.3, "max_restarts": 1}
+QUICK = {"stop_timeout": 0.3, "max_restarts": 1}
 SMALL_LINES = "[limits]\nmessage_bytes = 65536\n"
 
 # ---- helpers
@@ -426,7 +426,8 @@ def test_a_handshake_with_nan_makes_a_provider_unavailable(start_misbehave: Star
 def test_a_provider_that_never_answers_initialize_fails_and_delays_no_other(
     tmp_path: Path, start_host: StartHost
 ) -> None:
-    add_misbehave(tmp_path / "path", "silent", switches={"hello": "hang"}, limits=QUICK)
+    limits = {"start_timeout": 2, "stop_timeout": 0.3, "max_restarts": 0}
+    add_misbehave(tmp_path / "path", "silent", switches={"hello": "hang"}, limits=limits)
     add_misbehave(tmp_path / "path", "good")
     host = start_host(search_path=[tmp_path / "path"])
     stuck = host.request("misbehave/echo", {"value": 1, **meta(provider="silent")})
@@ -436,7 +437,7 @@ def test_a_provider_that_never_answers_initialize_fails_and_delays_no_other(
     assert refusal.code == -31001
     entry = host.provider("silent")
     assert entry["state"] == "failed"
-    assert entry["restarts"] == 1
+    assert entry["restarts"] == 0
     assert "initialize" in entry["reason"]
 
 
@@ -1484,6 +1485,23 @@ def test_the_documents_provider_works_as_the_document_says(start_host: StartHost
     assert host.refusal("shout/say", {"message": 1}).code == -32602
     entry = host.provider("shout")
     assert (entry["problems"], entry["restarts"]) == (0, 0)
+
+
+@needs_jq
+def test_the_documents_command_prints_what_the_document_says(tmp_path: Path) -> None:
+    found = re.search(r"^\$ gleitzeit-host ([^\n]*)\n(.*?)^```", document(), re.MULTILINE | re.DOTALL)
+    assert found is not None
+    tutorial(tmp_path / "demo")
+    done = subprocess.run(
+        [sys.executable, "-m", "gleitzeit_host", *found[1].split()],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        cwd=tmp_path,
+        env=isolated_environment(tmp_path),
+        timeout=20,
+        check=True,
+    )
+    assert done.stdout.decode() == found[2]
 
 
 def test_every_message_in_the_document_is_one_line_of_json() -> None:

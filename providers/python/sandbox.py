@@ -4,11 +4,11 @@ A sandbox takes a task and gives an outcome, whatever the code does. Stronger le
 `LEVELS`, the strongest first.
 """
 
+import contextlib
 import json
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 from collections import deque
@@ -88,27 +88,22 @@ class Watcher:
 
     def __init__(self, zygote: "Zygote") -> None:
         self.zygote = zygote
-        self._socket, theirs = socket.socketpair()
-        self._socket.setblocking(False)  # noqa: FBT003 - the name says it
-        self._read = bytearray()  # all that came
-        try:
-            zygote.send(theirs)
-        finally:
-            theirs.close()
-
-    @property
-    def pid(self) -> int:
-        """Of the watcher's process; 0 until it is ready."""
-        return int.from_bytes(self._read[:4]) if len(self._read) >= 4 else 0
+        self.pid = 0  # known once it is ready
+        self.is_gone = False
+        self._socket = zygote.order(b"w")
+        self._received = bytearray()
 
     @property
     def has_begun(self) -> bool:
-        """Whether the run may have done something."""
-        return len(self._read) > 4
+        """Whether the run that it was asked for may have done something."""
+        return bool(self._received)
 
     async def ready(self) -> None:
-        """Wait until it waits for a task."""
-        await self._receive(4)
+        """Wait until it can take a task."""
+        if not self.pid:
+            await self._receive(4)
+            self.pid = int.from_bytes(self._received)
+            self._received.clear()
 
     async def send(self, request: bytes) -> None:
         """Hand a task over."""
@@ -123,49 +118,48 @@ class Watcher:
 
     async def outcome(self) -> Outcome:
         """Wait for the outcome; may be cancelled and called again."""
-        await self._receive(9)
-        body = 9 + int.from_bytes(self._read[5:9])
+        await self._receive(5)
+        body = 5 + int.from_bytes(self._received[1:5])
         await self._receive(body)
-        told: dict[str, Any] = msgspec.json.decode(self._read[9:body])
-        counts = {name: told.pop(name) for name in ("stdout", "stderr", "report")}
+        told: dict[str, Any] = msgspec.json.decode(self._received[5:body])
+        counts: dict[str, list[int]] = {name: told.pop(name) for name in ("stdout", "stderr", "report")}
         parts, offset = {}, body
         for name, (size, _) in counts.items():
             await self._receive(offset + size)
-            parts[name] = bytes(self._read[offset : offset + size])
+            parts[name] = bytes(self._received[offset : offset + size])
             offset += size
+        self._received.clear()
         return Outcome(**told, **parts, stdout_bytes=counts["stdout"][1], stderr_bytes=counts["stderr"][1])
 
     async def gone(self) -> None:
-        """Wait until the process has ended."""
-        try:
+        """Wait until its process has ended."""
+        with contextlib.suppress(Lost):
             while True:
-                await self._receive(len(self._read) + 1)
-        except Lost:
-            pass
+                await self._receive(len(self._received) + 1)
 
     def cancel(self) -> None:
-        """Have it kill the run."""
-        try:
+        """Have it kill the run, tell the outcome and exit."""
+        with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
 
     def close(self) -> None:
         """Drop the connection; a run that is still there is killed."""
         self._socket.close()
 
     async def _receive(self, size: int) -> None:
-        while len(self._read) < size:
+        """Wait until `size` bytes are there. Nothing comes unasked, so there are never more."""
+        while len(self._received) < size:
             try:
-                data = self._socket.recv(max(size - len(self._read), 1 << 16))
+                data = self._socket.recv(1 << 18)
             except BlockingIOError:
                 await anyio.wait_readable(self._socket)
                 continue
-            except OSError as error:
-                raise Lost from error
+            except ConnectionError:
+                data = b""
             if not data:
+                self.is_gone = True
                 raise Lost
-            self._read += data
+            self._received += data
 
 
 class Zygote:
@@ -173,32 +167,33 @@ class Zygote:
 
     def __init__(self, python: str, limits: Limits) -> None:
         self._control, theirs = socket.socketpair()
-        self._control.setblocking(False)  # noqa: FBT003 - the name says it
-        self._lock = anyio.Lock()
-        environ = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
+        self._control.setblocking(False)
         with theirs:
             self.process = subprocess.Popen(  # noqa: S603 - ours
                 [python, "-I", "-X", "utf8", str(RUNNER), json.dumps(msgspec.to_builtins(limits))],
                 stdin=theirs,
-                env=environ,
+                env={name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ},
                 cwd="/",
                 start_new_session=True,
             )
 
-    def send(self, connection: socket.socket) -> None:
-        """Order a watcher; raises OSError if the zygote is gone or takes no orders."""
-        socket.send_fds(self._control, [b"w"], [connection.fileno()])
+    def order(self, what: bytes) -> socket.socket:
+        """Order a watcher (b"w") or a settlement (b"s"); return where it will be heard of. Raises OSError."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            ours.setblocking(False)
+            try:
+                socket.send_fds(self._control, [what], [theirs.fileno()])
+            except OSError:
+                ours.close()
+                raise
+        return ours
 
     async def settle(self, patience: float) -> bool:
         """Have what dead watchers left behind cleaned up; return whether it was within `patience` seconds."""
-        with anyio.move_on_after(patience):
-            async with self._lock:
-                try:
-                    self._control.send(b"s")
-                    await anyio.wait_readable(self._control)
-                    return self._control.recv(1) == b"s"
-                except OSError:
-                    pass
+        with anyio.move_on_after(patience), contextlib.suppress(OSError), self.order(b"s") as answer:
+            await anyio.wait_readable(answer)
+            return answer.recv(1) == b"s"
         return False
 
     async def end(self) -> None:
@@ -220,32 +215,32 @@ class Zygote:
 
 
 class ProcessSandbox:
-    """A process for each run, with limits: it guards against accidents; it is no wall against an attacker.
+    """A process for each run, with limits. It guards against accidents; it is no wall against an attacker.
 
     Args:
         python: The interpreter.
         limits: Of each run.
-        spares: Runs that are made ahead.
+        warm: Watchers that are made at the start, each with a run that waits for its task.
     """
 
     level = "process"
 
-    def __init__(self, python: str, limits: Limits, spares: int) -> None:
+    def __init__(self, python: str, limits: Limits, warm: int) -> None:
         self._python = python
         self._limits = limits
-        self._spares = spares
+        self._warm = warm
         self._zygote: Zygote | None = None
         self._idle: deque[Watcher] = deque()
         self._watchers: set[Watcher] = set()
 
     async def start(self) -> None:
         """Start the warm interpreter; raises RuntimeError if it does not come up."""
-        runner.prctl(runner.SET_CHILD_SUBREAPER, 1)  # of what a killed zygote leaves behind
-        runner.hide_from_other_runs()
+        runner.adopt_orphans()  # what a killed zygote leaves behind
+        runner.hide()
         self._zygote = Zygote(self._python, self._limits)
         if not await self._zygote.settle(START_TIMEOUT):
-            raise RuntimeError(f"the interpreter {self._python} did not start; the provider's log says why")
-        self._refill()
+            raise RuntimeError(f"{self._python} does not run {RUNNER.name}; the provider's log says why")
+        self._idle.extend(self._order() for _ in range(self._warm))
 
     async def run(self, task: Task, timeout: float) -> Outcome:  # noqa: ASYNC109 - see Sandbox
         """Do one task; raises RuntimeError if no process can be had."""
@@ -253,13 +248,9 @@ class ProcessSandbox:
         request = b'{"size":%d,"timeout":%r}\n%b' % (len(body), float(timeout), body)
         for _ in range(ATTEMPTS):
             watcher = self._idle.popleft() if self._idle else self._order()
-            try:
+            with contextlib.suppress(Lost):
                 return await self._serve(watcher, request, timeout)
-            except Lost:
-                continue
-            finally:
-                self._refill()
-        raise RuntimeError("no process to run the code in could be had; the provider's log says why")
+        raise RuntimeError("no process can be had to run the code in; the provider's log says why")
 
     async def stop(self) -> None:
         """End every run and the warm interpreter."""
@@ -269,10 +260,10 @@ class ProcessSandbox:
         self._idle.clear()
         if self._zygote is not None:
             await self._zygote.end()
-            self._zygote = None
         self._sweep()
+        runner.remove_abandoned()
 
-    async def _serve(self, watcher: Watcher, request: bytes, timeout: float) -> Outcome:
+    async def _serve(self, watcher: Watcher, request: bytes, timeout: float) -> Outcome:  # noqa: ASYNC109 - as `run`
         outcome = None
         try:
             with anyio.move_on_after(GRACE + timeout):
@@ -283,32 +274,31 @@ class ProcessSandbox:
             if not watcher.has_begun:
                 raise
         finally:
-            if outcome is None:
+            if outcome is not None and watcher.zygote is self._zygote:
+                self._idle.append(watcher)
+            else:
                 with anyio.CancelScope(shield=True):
-                    await self._put_down(watcher)
-            self._drop(watcher)
+                    await self._dismiss(watcher)
         return outcome or Outcome(end="lost")
 
-    async def _put_down(self, watcher: Watcher) -> None:
-        """End a run that is cancelled, or whose watcher is dead or does not work."""
+    async def _dismiss(self, watcher: Watcher) -> None:
+        """Part with a watcher: its run is cancelled, it is dead or does not work, or its zygote is gone."""
         watcher.cancel()
-        try:
-            with anyio.move_on_after(GRACE):
-                await watcher.outcome()
-                return  # it has cleaned up
-            if watcher.pid:
-                os.kill(watcher.pid, signal.SIGKILL)
+        clean = False
+        with contextlib.suppress(Lost), anyio.move_on_after(GRACE):
+            await watcher.ready()
+            await watcher.outcome()
+            clean = True
+        if not clean and watcher.pid and not watcher.is_gone:
+            os.kill(watcher.pid, signal.SIGKILL)
             with anyio.move_on_after(GRACE):
                 await watcher.gone()
-        except Lost:
-            pass
-        if watcher.zygote is self._zygote and not await self._zygote.settle(GRACE):
-            self._replace_zygote()
-
-    def _drop(self, watcher: Watcher) -> None:
         watcher.close()
         self._watchers.discard(watcher)
-        if watcher.zygote is not self._zygote:
+        zygote = watcher.zygote
+        if not clean and zygote is self._zygote and not await zygote.settle(GRACE) and zygote is self._zygote:
+            self._replace_zygote()
+        if zygote is not self._zygote:
             self._sweep()
 
     def _order(self) -> Watcher:
@@ -320,13 +310,9 @@ class ProcessSandbox:
         self._watchers.add(watcher)
         return watcher
 
-    def _refill(self) -> None:
-        while len(self._idle) < self._spares:
-            self._idle.append(self._order())
-
     def _replace_zygote(self) -> Zygote:
-        """Start a new one for one that was killed or stopped; runs that go on under the old one's watchers do so."""
-        print("the warm interpreter is gone or stuck; a new one is started", file=sys.stderr)  # noqa: T201
+        """Start a new one for one that is gone or stuck; the watchers of the old one go on with their runs."""
+        print("the warm interpreter is gone or stuck; a new one is started", file=sys.stderr)  # noqa: T201 - the log
         assert self._zygote is not None
         self._zygote.kill()
         self._sweep()
@@ -334,7 +320,7 @@ class ProcessSandbox:
         return self._zygote
 
     def _sweep(self) -> None:
-        """Kill and reap what dead zygotes have left to this process; not the watchers that still work."""
+        """Kill and reap what dead zygotes and their watchers have left to this process."""
         keep = {watcher.pid for watcher in self._watchers}
         if self._zygote is not None and self._zygote.process.returncode is None:
             keep.add(self._zygote.process.pid)

@@ -70,6 +70,7 @@ class HostProcess:
         self._counts: defaultdict[str, int] = defaultdict(int)
         self._stderr = bytearray()
         self._ended = False
+        self._hopeless = False  # something was waited for in vain: do not wait for the end as well
         self._news = threading.Condition()
         self._may_read = threading.Event()
         self._may_read.set()
@@ -257,7 +258,7 @@ class HostProcess:
         below = self.descendants()
         self.resume_reading()
         try:
-            if self.process.poll() is None:
+            if self.process.poll() is None and not self._hopeless:
                 self.finish()
         except AssertionError:
             if kind is None:
@@ -347,6 +348,7 @@ class HostProcess:
         self._give_up(f"{problem}: the host's output ended" if ended else f"{problem} within {timeout} s")
 
     def _give_up(self, problem: str) -> NoReturn:
+        self._hopeless = True
         raise AssertionError(f"{problem}\n--- the host's stderr:\n{self.stderr[-4_000:]}")
 
 
