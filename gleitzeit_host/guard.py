@@ -8,7 +8,8 @@ leaves behind: guard and keepers are subreapers, so daemonised grandchildren com
 the socket closes, the guard kills everything; when the guard dies, its keepers are signalled by the kernel and do.
 
 From the host, a line of JSON each: `{"spawn": id, "argv": […], "env": {…}}` with three descriptors (SCM_RIGHTS) that
-become 0, 1 and 2 (each character of argv and env stands for a byte, as in Latin-1); `{"terminate": id}`: SIGTERM to the provider's group; `{"kill": id}`: SIGKILL to all below.
+become 0, 1 and 2 (each character of argv and env stands for a byte, as in Latin-1); `{"terminate": id}`: SIGTERM to the
+provider's group; `{"kill": id}`: SIGKILL to all below.
 To the host: `{"id", "pid"}` once started, or `{"id", "error"}`; `{"id", "exit"}` once nothing of it is left (negative:
 the signal that ended it).
 """

@@ -1,7 +1,7 @@
 """Manifests: the `provider.toml` of a provider's folder."""
 
-import os
 import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,10 +14,11 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
 Variable = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
-_PASSED_ON = frozenset(
-    "PATH HOME USER SHELL LANG TZ TMPDIR SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE NODE_EXTRA_CA_CERTS "
-    "http_proxy https_proxy no_proxy all_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY".split()
+_BASICS = frozenset({"PATH", "HOME", "USER", "SHELL", "LANG", "TZ", "TMPDIR"})
+_CERTIFICATES = frozenset(
+    {"SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"}
 )
+_PROXIES = frozenset({"http_proxy", "https_proxy", "no_proxy", "all_proxy"})
 
 
 class ProviderLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,7 +86,8 @@ def load_manifest(path: Path) -> Manifest:
     table = read_toml(path)
     if "folder" in table:
         raise ConfigurationError(f"{path}: unknown key `folder`")
-    manifest = msgspec.structs.replace(convert(table, Manifest, path), folder=path.parent.resolve())
+    parsed: Manifest = convert(table, Manifest, path)
+    manifest = msgspec.structs.replace(parsed, folder=path.parent.resolve())
     if manifest.name != path.parent.name:
         raise ConfigurationError(f"{path}: name: {manifest.name!r} is not the name of its folder, {path.parent.name!r}")
     if manifest.start == "on_demand" and manifest.methods is None:
@@ -126,7 +128,11 @@ def _explain(message: str, kind: type[Any], where: str) -> str:
     return f"{place or 'the file'}: {problem}"
 
 
-def environment(environ: "os._Environ[str] | dict[str, str] | Any", names: list[str]) -> dict[str, str]:
+def environment(environ: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
     """Return what a provider may see of the environment: the basics, and the variables named."""
-    wanted = _PASSED_ON.union(names)
-    return {key: value for key, value in environ.items() if key in wanted or key.startswith("LC_")}
+    wanted = _BASICS | _CERTIFICATES | frozenset(names)
+    return {
+        key: value
+        for key, value in environ.items()
+        if key in wanted or key.startswith("LC_") or key.lower() in _PROXIES
+    }

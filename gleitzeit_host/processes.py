@@ -1,7 +1,6 @@
 """The host's end of the guard: starts processes that cannot outlive the host."""
 
 import array
-import fcntl
 import os
 import signal
 import socket
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import asyncio
 
-_PIPE_SIZE = 256 * 1024  # bytes; Linux gives an unprivileged user 64 MiB in all, and fifty providers have to fit
 _GUARD_EXIT = 5.0  # seconds for the guard to kill what is left and go
 
 
@@ -102,7 +100,6 @@ class Processes:
             read, write = os.pipe()
             ours, other = (read, write) if read_end_is_ours else (write, read)
             os.set_blocking(ours, False)
-            _enlarge(ours)
             setattr(process, name, ours)
             theirs.append(other)
         words = [_find(argv[0], env.get("PATH", os.defpath)), *argv[1:]]
@@ -232,14 +229,6 @@ def _msgspec() -> Any:
 def _text(value: str) -> str:
     """Return a text that stands for the bytes of a command or variable, which need not be UTF-8."""
     return os.fsencode(value).decode("latin-1")
-
-
-def _enlarge(fd: int) -> None:
-    if hasattr(fcntl, "F_SETPIPE_SZ"):
-        try:
-            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
-        except OSError:  # the user's share is used up: 64 KiB will do
-            return
 
 
 def _find(program: str, path: str) -> str:

@@ -98,7 +98,7 @@ class Supervisor:
             self._lives.add(life)
             try:
                 await life.run()
-            except Exception as error:  # a defect in the supervision of one provider must not end the others
+            except Exception as error:  # noqa: BLE001 - a defect here must not end the other providers
                 log.exception("%s: its supervision failed", provider.name)
                 await life.give_up(f"the host made a mistake: {error!r}")
             finally:
@@ -402,8 +402,8 @@ class Life:
         self.delay = self._restarts.after_crash(time.monotonic(), os.urandom(1)[0] / 256)
         if self.delay is None:
             reason = (
-                f"it died {self._limits.max_restarts + 1} times within {self._limits.restart_window:g} s, the last time "
-                f"it {why}; mend it and start the host anew (its log: {provider.log.where()})"
+                f"it died {self._limits.max_restarts + 1} times within {self._limits.restart_window:g} s, at last it "
+                f"{why}; mend it and start the host anew (its log: {provider.log.where()})"
             )
             provider.not_ready("failed", reason)
             log.error("%s has failed: %s", provider.name, reason)

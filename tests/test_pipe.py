@@ -201,6 +201,7 @@ def test_a_number_too_large_for_a_double_is_an_error_of_the_params(host: HostPro
 
 def test_meta_is_consumed_by_the_host_and_checked(host: HostProcess) -> None:
     assert host.call("echo/say", {"message": "x", "_meta": {"timeoutMs": 5000, "unknown": 1}}) == {"response": "x"}
+    meta: Any
     for meta in ({"timeoutMs": 0}, {"timeoutMs": "soon"}, {"progressToken": {}}, {"provider": 5}, 17):
         assert host.refusal("echo/say", {"message": "x", "_meta": meta}).code == -32602
 

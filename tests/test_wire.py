@@ -69,6 +69,12 @@ def test_any_json_value_is_a_message_or_an_invalid_request(value: Any) -> None:
         wire.parse(json.dumps(value).encode("utf-8", "surrogatepass"))
 
 
+def params(line: bytes) -> Any:
+    raw = wire.parse(line).params
+    assert isinstance(raw, msgspec.Raw)
+    return msgspec.json.decode(raw)
+
+
 @given(st.text(st.characters(), max_size=30))
 def test_unpaired_surrogates_become_replacement_characters_and_everything_else_stays(text: str) -> None:
     line = json.dumps({"jsonrpc": "2.0", "method": "m", "params": {"t": text}}).encode()
@@ -77,12 +83,12 @@ def test_unpaired_surrogates_become_replacement_characters_and_everything_else_s
     )
     repaired = json.loads(wire.repair_surrogates(line))["params"]["t"]
     assert repaired == expected
-    assert msgspec.json.decode(wire.parse(line).params) == {"t": expected}
+    assert params(line) == {"t": expected}
 
 
 def test_an_escaped_backslash_before_u_is_not_an_escape() -> None:
     line = rb'{"jsonrpc":"2.0","method":"m","params":{"a":"\\ud800","b":"\ud800"}}'
-    assert msgspec.json.decode(wire.parse(line).params) == {"a": "\\ud800", "b": "\ufffd"}
+    assert params(line) == {"a": "\\ud800", "b": "\ufffd"}
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.booleans())

@@ -99,7 +99,7 @@ class ProtocolProvider(Generic[Settings]):
         """Called in the end, even after a failed start."""
 
     async def health(self) -> dict[str, Any]:
-        """Answer the host's ping, `{health: "ok" | "degraded" | "failing", detail?, resources?}`; override to be asked."""
+        """Answer the host's ping: `{health: "ok" | "degraded" | "failing", detail?, …}`; override it to be asked."""
         return {}
 
     def handlers(self) -> dict[str, Handler]:

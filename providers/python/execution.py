@@ -1,8 +1,8 @@
-"""What happens to code inside a sandbox: it is compiled, run and described. Standard library only, Python 3.11 or newer.
+"""What happens to code inside a sandbox: it is compiled, run and described. Standard library only, Python 3.11.
 
-A task is `{"mode": "execute", "code", "filename", "context", "args"}` or `{"mode": "check", "code"}`. A report is a line
-of JSON, `{"error": {"type", "message", "traceback"} or null, "is_repr": whether the result is a repr}`, and then the
-result as JSON.
+A task is JSON: `{"mode": "execute", "code", "filename", "context", "args"}` or `{"mode": "check", "code"}`. A report is
+a line of JSON, `{"error": {"type", "message", "traceback"} or null, "is_repr": whether the result is a repr}`, and then
+the result as JSON.
 """
 
 import ast
@@ -30,7 +30,7 @@ VALUE = " value"  # no name that code can have
 Error = dict[str, str]
 
 
-def perform(task: dict[str, Any], memory: int, result_limit: int) -> bytes:
+def perform(task: bytes, memory: int, result_limit: int) -> bytes:
     """Do a task and return the report.
 
     Args:
@@ -38,21 +38,30 @@ def perform(task: dict[str, Any], memory: int, result_limit: int) -> bytes:
         memory: Bytes allowed, for the error that says so.
         result_limit: Bytes that the result may have as JSON.
     """
-    error, is_repr, result = None, False, "null"
-    if task["mode"] == "check":
-        result = json.dumps(check(task["code"]))
-    else:
-        value, raised = execute(task)
-        try:
-            result, is_repr = encode(value)
-        except MemoryError as too_much:
-            raised = raised or too_much
-        error = raised and describe(raised, task["filename"], memory)
-    data = result.encode()
+    try:
+        error, is_repr, result = _perform(json.loads(task), memory)
+        data = result.encode()
+    except MemoryError as raised:
+        error, is_repr, data = describe(raised, "", memory), False, b"null"
     if len(data) > result_limit:
         excess = f"The result has {len(data)} bytes as JSON; {result_limit} are allowed"
-        data, error = b"null", error or {"type": "ResultTooLarge", "message": excess, "traceback": ""}
+        error, data = error or {"type": "ResultTooLarge", "message": excess, "traceback": ""}, b"null"
     return json.dumps({"error": error, "is_repr": is_repr}, ensure_ascii=False).encode() + b"\n" + data
+
+
+def _perform(task: dict[str, Any], memory: int) -> tuple[Error | None, bool, str]:
+    if task["mode"] == "check":
+        return None, False, json.dumps(check(task["code"]))
+    value, raised = execute(task)
+    result, is_repr = encode(value)
+    error = describe(raised, task["filename"], memory) if raised is not None else None
+    return error, is_repr, result
+
+
+def warm_up() -> None:
+    """Do once what every task does: memory that is written to is copied now, and not when a task waits for it."""
+    exec(compile_with_value("value = 0\nvalue", "<code>"), {})  # noqa: S102 - ours
+    encode([json.loads("{}")])
 
 
 def execute(task: dict[str, Any]) -> tuple[Any, BaseException | None]:

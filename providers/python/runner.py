@@ -1,3 +1,4 @@
+# ruff: noqa: PTH101, PTH102, PTH106, PTH112, PTH116, PTH118, PTH120, PTH123, PTH208 - by descriptor, and without imports
 """The warm interpreter of the process sandbox. Standard library only, Python 3.11 or newer.
 
     provider        talks to the zygote over descriptor 0, and to each watcher over a socket of its own
@@ -22,8 +23,6 @@ A watcher first says its pid (4 bytes, big-endian). Then, for each run:
 `end` is "exit", "timeout", "output" (there was more than allowed) or "cancelled".
 """
 
-# folders are reached through descriptors here, which pathlib cannot
-# ruff: noqa: PTH
 import contextlib
 import ctypes
 import fcntl
@@ -44,7 +43,8 @@ import traceback
 from collections.abc import Collection
 from typing import NoReturn
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # which an isolated interpreter leaves out
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(__file__))  # which an isolated interpreter leaves out
 import execution
 
 PRELOADED = """
@@ -85,12 +85,12 @@ def hide() -> None:
     prctl(SET_DUMPABLE, 0)
 
 
-def children() -> list[int]:
-    """Return the pids of this process's children, zombies included; none where there is no /proc."""
+def children(pid: int | str = "self") -> list[int]:
+    """Return the pids of a process's children, zombies included; none where there is no /proc."""
     found: list[int] = []
     with contextlib.suppress(FileNotFoundError):
-        for thread in os.listdir("/proc/self/task"):
-            with open(f"/proc/self/task/{thread}/children", "rb") as file:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
                 found += map(int, file.read().split())
     return found
 
@@ -382,18 +382,28 @@ class Watcher:
         run = Run(self._folder, self._user, self._limits)
         with contextlib.suppress(ConnectionError):
             self._connection.sendall(struct.pack(">I", os.getpid()))
-            while (request := stream.readline()).endswith(b"\n"):
+            while self._wait(run) and (request := stream.readline()).endswith(b"\n"):
                 wanted = json.loads(request)
                 task = stream.read(wanted["size"])
                 if len(task) < wanted["size"]:
                     break
-                if run.reap():
-                    run.clean_up()  # somebody killed it before it had anything to do
-                    run = Run(self._folder, self._user, self._limits)
                 self._connection.sendall(b"b")
                 self._watch(run, request + task, wanted["timeout"])
                 run = Run(self._folder, self._user, self._limits)
         run.clean_up()
+
+    def _wait(self, run: "Run") -> bool:
+        """Wait for a request or the end of input, and reap meanwhile; return whether the run waits for a task, too."""
+        poll = select.poll()
+        poll.register(self._wakeup, select.POLLIN)
+        poll.register(self._connection, select.POLLIN)
+        while True:
+            for descriptor, _ in poll.poll():
+                if descriptor == self._connection.fileno():
+                    return True
+                drain(self._wakeup)
+                if run.reap():  # somebody killed it before it had anything to do: start afresh
+                    return False
 
     def _watch(self, run: "Run", task: bytes, timeout: float) -> None:
         begun = time.monotonic()
@@ -415,25 +425,21 @@ class Watcher:
         self._connection.sendall(b"".join(parts))
 
     def _follow(self, run: "Run", deadline: float) -> str:
-        """Take the output until the run's own process ends, or has to; return which."""
+        """Take the output until the run is done, its own process ends, or it has to; return which."""
         poll = select.poll()
-        outputs = {output.reader: output for output in (run.stdout, run.stderr)}
-        for descriptor in (self._wakeup, self._connection.fileno(), run.done, *outputs):
+        for descriptor in (self._wakeup, self._connection.fileno(), run.done, run.stdout.reader, run.stderr.reader):
             poll.register(descriptor, select.POLLIN)
         while (left := deadline - time.monotonic()) > 0:
             for descriptor, _ in poll.poll(left * 1000):
+                if descriptor == self._connection.fileno():
+                    return "cancelled"
                 if descriptor == self._wakeup:
                     drain(descriptor)
-                    if run.reap():
-                        return "exit"
-                elif descriptor == run.done:
-                    if run.is_done():
-                        return "exit"
+                    run.reap()
+                elif not run.take(descriptor):
                     poll.unregister(descriptor)
-                elif descriptor not in outputs:
-                    return "cancelled"
-                elif not outputs[descriptor].take():
-                    poll.unregister(descriptor)
+            if run.exit_code is not None:
+                return "exit"
             if run.stdout.total + run.stderr.total > self._limits["output"]:
                 return "output"
         return "timeout"
@@ -497,28 +503,39 @@ class Run:
                     self.cpu = used.ru_utime + used.ru_stime
         return self.exit_code is not None
 
-    def is_done(self) -> bool:
-        """Whether the run has reported and its only thread has nothing left to do; it is killed then.
+    def take(self, descriptor: int) -> bool:
+        """Take what a descriptor has; return whether it may have more."""
+        if descriptor == self.done:
+            self._finish()
+            return False
+        return (self.stdout if descriptor == self.stdout.reader else self.stderr).take()
 
-        Its end takes the kernel longer than all the rest. Nobody has to wait for that where there is nothing else left.
+    def _finish(self) -> None:
+        """Once the run has reported, and has nothing left but a process with no more to do, take it as exited.
+
+        The end of a process takes the kernel longer than all the rest: nobody has to wait for that. It is killed, to be
+        sure, and reaped when it has ended.
         """
-        if os.read(self.done, 1) and children() == [self._pid]:
+        if os.read(self.done, 1) and self._is_alone():
             os.kill(self._pid, signal.SIGKILL)
-            with contextlib.suppress(OSError):
-                self.is_alone = len(os.listdir(f"/proc/{self._pid}/task")) == 1 and not children(self._pid)
-        return self.is_alone
+            if self._is_alone():  # still: it had no time to start anything
+                self.exit_code = 0
+
+    def _is_alone(self) -> bool:
+        with contextlib.suppress(OSError):
+            threads = os.listdir(f"/proc/{self._pid}/task")
+            return len(threads) == 1 and not children(self._pid) and children() == [self._pid]
+        return False
 
     def clean_up(self) -> None:
         """Kill and reap all that the run started, take the rest of its output, and remove its folder."""
         with contextlib.suppress(OSError):
             os.killpg(self._pid, signal.SIGKILL)
-        if self.is_alone:
-            self.exit_code = 0
-        elif self.exit_code is None:
+        if self.exit_code is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)  # it may not lead a group yet
             os.waitpid(self._pid, 0)
-        if not self.is_alone:
+        if not self._is_alone():
             kill_children()
         for output in (self.stdout, self.stderr):
             for _ in range(PIPE_READS):
@@ -544,8 +561,9 @@ class Run:
 class Inside:
     """The run from inside. Once the code has begun, nothing in this process is to be trusted."""
 
-    def __init__(self, task: int, report: mmap.mmap, limits: Limits) -> None:
+    def __init__(self, task: int, done: int, report: mmap.mmap, limits: Limits) -> None:
         self._task = task
+        self._done = done
         self._report = report
         self._limits = limits
         self._tasks: int | None = None  # of the user, where they count
@@ -555,14 +573,17 @@ class Inside:
         """Wait for the task, perform it, report and end."""
         try:
             self._settle_in(folder, outputs, user)
+            execution.warm_up()
             with open(self._task, "rb") as file:
                 request = file.readline()
                 task = file.read()
             if request:
                 self._limit_rest(json.loads(request)["timeout"])
-                report = execution.perform(json.loads(task), self._limits["memory"], self._limits["result"])
+                report = execution.perform(task, self._limits["memory"], self._limits["result"])
                 self._report[8 : 8 + len(report)] = report
                 self._report[:8] = struct.pack(">Q", len(report))
+                with contextlib.suppress(OSError):  # the code closed it: the end of the process will do
+                    os.write(self._done, b"d")
             os._exit(0)
         except BaseException:  # noqa: BLE001 - nothing may return into the watcher's code
             traceback.print_exc()
@@ -603,7 +624,7 @@ class Inside:
         for number, descriptor in enumerate((null, *outputs)):
             os.dup2(descriptor, number)
         for name in os.listdir("/dev/fd"):
-            if int(name) > 2 and int(name) != self._task:
+            if int(name) > 2 and int(name) not in (self._task, self._done):
                 with contextlib.suppress(OSError):  # the listing's own
                     os.close(int(name))
 

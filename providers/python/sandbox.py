@@ -21,9 +21,9 @@ import msgspec
 import runner
 
 RUNNER = Path(__file__).with_name("runner.py")
-START_TIMEOUT = 30.0  # seconds in which a warm interpreter has to be there
+START_TIMEOUT = 20.0  # seconds in which a warm interpreter has to be there
 GRACE = 5.0  # seconds beyond which a watcher or zygote that does not do its work is killed
-ATTEMPTS = 3  # with watchers that were killed before they began
+ATTEMPTS = 3  # with new watchers, when they are killed before they begin
 
 
 class Limits(msgspec.Struct, kw_only=True):
@@ -123,7 +123,8 @@ class Watcher:
         await self._receive(body)
         told: dict[str, Any] = msgspec.json.decode(self._received[5:body])
         counts: dict[str, list[int]] = {name: told.pop(name) for name in ("stdout", "stderr", "report")}
-        parts, offset = {}, body
+        parts: dict[str, Any] = {}
+        offset = body
         for name, (size, _) in counts.items():
             await self._receive(offset + size)
             parts[name] = bytes(self._received[offset : offset + size])
@@ -171,7 +172,7 @@ class Zygote:
         with theirs:
             self.process = subprocess.Popen(  # noqa: S603 - ours
                 [python, "-I", "-X", "utf8", str(RUNNER), json.dumps(msgspec.to_builtins(limits))],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 env={name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ},
                 cwd="/",
                 start_new_session=True,
@@ -246,8 +247,13 @@ class ProcessSandbox:
         """Do one task; raises RuntimeError if no process can be had."""
         body = msgspec.json.encode(task)
         request = b'{"size":%d,"timeout":%r}\n%b' % (len(body), float(timeout), body)
-        for _ in range(ATTEMPTS):
-            watcher = self._idle.popleft() if self._idle else self._order()
+        made = 0
+        while made < ATTEMPTS:
+            if self._idle:
+                watcher = self._idle.popleft()
+            else:
+                watcher = self._order()
+                made += 1
             with contextlib.suppress(Lost):
                 return await self._serve(watcher, request, timeout)
         raise RuntimeError("no process can be had to run the code in; the provider's log says why")

@@ -256,7 +256,7 @@ class Provider:
                 self.write(b'{"jsonrpc":"2.0","id":1,"resu')
                 os._exit(3)
             case "flood_stderr":
-                _flood_stderr(4_000_000)
+                _flood_stderr(1_000_000)
             case "grandchild":
                 self.grandchild = spawn_grandchild()
 
