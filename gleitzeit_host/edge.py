@@ -129,12 +129,19 @@ class Edge(Client):
 
     def _pause(self, reason: object) -> None:
         self._reasons.add(reason)
+        self.peer.pause()
         self._reader.pause()
 
     def _resume(self, reason: object) -> None:
-        self._reasons.discard(reason)
-        if not self._reasons and not self._over:
+        if reason in self._reasons:
+            self._reasons.discard(reason)
+            if not self._reasons and not self._over:
+                asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if not self._reasons and not self._over and self.peer.resume():
             self._reader.resume()
+            self._finish_if_idle()
 
     # ---- the end
 
@@ -144,7 +151,7 @@ class Edge(Client):
         self._finish_if_idle()
 
     def _finish_if_idle(self) -> None:
-        if self._input_over and not self.open_calls and not self._unrouted:
+        if self._input_over and not (self.open_calls or self._unrouted or self.peer.has_kept):
             self.finish()
 
     def _lost(self) -> None:

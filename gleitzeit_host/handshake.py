@@ -4,7 +4,7 @@ docs/provider-protocol.md has the rules.
 """
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Raw
@@ -46,6 +46,14 @@ class Changed(msgspec.Struct):
     capabilities: dict[str, Any] | None = None
 
 
+class Health(msgspec.Struct):
+    """A provider's answer to `ping`."""
+
+    health: Literal["ok", "degraded", "failing"] = "ok"
+    detail: str | None = None
+    resources: list[dict[str, Any]] = []
+
+
 class Refused(Exception):
     """The provider cannot be used; the text says why. It is not started again."""
 
@@ -79,6 +87,12 @@ def read(result: Raw) -> Hello:
         return msgspec.json.decode(result, type=Hello)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Refused(f"Its answer to initialize is malformed: {error}") from None
+
+
+def read_health(result: Raw) -> dict[str, Any]:
+    """Decode the answer to a ping; raises msgspec.MsgspecError."""
+    health: dict[str, Any] = msgspec.to_builtins(msgspec.json.decode(result, type=Health))
+    return health
 
 
 def offered(manifest: Manifest, methods: list[str]) -> tuple[list[str], list[str]]:

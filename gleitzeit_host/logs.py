@@ -6,15 +6,13 @@ import fcntl
 import logging
 import os
 import threading
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from logging.handlers import RotatingFileHandler
 
 log = logging.getLogger("gleitzeit_host")
 
 _FILE_SIZE = 5 * 1024 * 1024  # bytes, after which a provider's log is rotated; one old file is kept
+_PIECE = 64 * 1024  # bytes of an unfinished line that are held back
 _BACKLOG = 1000  # records waiting for a stderr that nobody reads; the oldest go first
 
 
@@ -105,27 +103,27 @@ class ProviderLog:
 
     def __init__(self, name: str, logs: ProviderLogs) -> None:
         self.name = name
-        self._logs = logs
         self.last_line = ""
+        self._logs = logs
         self._rest = b""
-        self._file: RotatingFileHandler | None = None
+        self._file: int | None = None
+        self._size = 0
         self._usable = True
 
     def where(self) -> str:
         """Return the path of the file, for messages."""
-        return self._file.baseFilename if self._file is not None else "it wrote nothing to stderr"
+        return "it wrote nothing to stderr" if self._file is None else str(self._logs.path(self.name))
 
     def feed(self, data: bytes) -> None:
         """Take a chunk of stderr; whole lines are written, a very long one in pieces."""
         *lines, rest = (self._rest + data).split(b"\n")
-        if len(rest) > 64 * 1024:
+        if len(rest) > _PIECE:
             lines.append(rest)
             rest = b""
         self._rest = rest
-        for line in lines:
-            text = line.decode("utf-8", "replace").rstrip("\r")
-            self.last_line = text or self.last_line
-            self.write(text)
+        if lines:
+            self._write(lines)
+            self.last_line = next((line for line in reversed(lines) if line), b"").decode("utf-8", "replace").strip()
 
     def feed_end(self) -> None:
         """Write what came without a newline."""
@@ -133,42 +131,36 @@ class ProviderLog:
             self.feed(b"\n")
 
     def write(self, line: str) -> None:
-        """Write one line. A log that cannot be written is reported once and never stops a provider."""
+        """Write one line of the host's own about the provider."""
+        self._write([line.encode("utf-8", "backslashreplace")])
+
+    def _write(self, lines: list[bytes]) -> None:
         if log.isEnabledFor(logging.DEBUG):
-            log.debug("%s: %s", self.name, line)
-        if self._file is None and self._usable:
-            self._open()
-        if self._file is not None:
-            record = logging.LogRecord(self.name, logging.INFO, "", 0, line, None, None)
-            self._file.handle(record)
+            for line in lines:
+                log.debug("%s: %s", self.name, line.decode("utf-8", "replace"))
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S ").encode()
+        data = b"".join([stamp + line + b"\n" for line in lines])
+        try:
+            if self._file is None or self._size + len(data) > _FILE_SIZE:
+                self._open()
+            if self._file is not None:
+                self._size += os.write(self._file, data)
+        except OSError as error:  # reported once, and it never stops a provider
+            if self._usable:
+                log.warning("%s: its log cannot be written: %s", self.name, error)
+            self._usable = False
 
     def _open(self) -> None:
-        from logging.handlers import RotatingFileHandler  # noqa: PLC0415 - 20 ms that most runs never need
-
-        class PrivateFile(RotatingFileHandler):
-            def _open(self) -> Any:
-                return open(
-                    self.baseFilename,
-                    self.mode,
-                    encoding=self.encoding,
-                    opener=lambda p, f: os.open(p, f, 0o600),
-                )
-
-        try:
-            self._file = PrivateFile(
-                self._logs.path(self.name),
-                maxBytes=_FILE_SIZE,
-                backupCount=1,
-                encoding="utf-8",
-                errors="replace",
-            )
-            self._file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        except OSError as error:
-            self._usable = False
-            log.warning("%s: its log cannot be written: %s", self.name, error)
+        """Open the file, or go on with a new one and keep the full one beside it."""
+        path = self._logs.path(self.name)
+        if self._file is not None or (path.exists() and path.stat().st_size > _FILE_SIZE // 2):
+            path.replace(path.with_suffix(".log.1"))
+        self.close()
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._size = os.fstat(self._file).st_size
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
-            self._file.close()
+            os.close(self._file)
             self._file = None

@@ -152,20 +152,48 @@ class Peer:
         self._next_id = 1
         self._out: list[bytes] = []
         self._turn = turn
+        self._paused = False
+        self._kept: list[bytes] = []
 
     # ---- in
 
     def feed(self, data: bytes) -> None:
-        """Handle every message that these bytes complete."""
-        with self._turn:
-            for line in self._lines.feed(data):
-                self._line(line)
+        """Handle every message that these bytes complete; while paused, keep them."""
+        self._handle(self._lines.feed(data))
 
     def feed_end(self) -> None:
         """Handle the last line if it came without a newline."""
+        self._handle(self._lines.end())
+
+    def pause(self) -> None:
+        """Handle nothing further, not even the rest of the chunk that is being handled."""
+        self._paused = True
+
+    def resume(self) -> bool:
+        """Handle what was kept; return whether all of it was, and no pause came of it."""
+        self._paused = False
+        kept, self._kept = self._kept, []
+        self._handle(kept)
+        return not self._paused
+
+    @property
+    def has_kept(self) -> bool:
+        """Whether messages wait for `resume`."""
+        return bool(self._kept)
+
+    def _handle(self, lines: list[bytes]) -> None:
+        if self._paused:
+            self._kept += lines
+        else:
+            self._handle_now(lines)
+
+    def _handle_now(self, lines: list[bytes]) -> None:
         with self._turn:
-            for line in self._lines.end():
+            for index, line in enumerate(lines, 1):
                 self._line(line)
+                if self._paused:
+                    self._kept = lines[index:]
+                    return
 
     def _line(self, line: bytes) -> None:
         try:

@@ -278,8 +278,7 @@ class Life:
             try:
                 async with asyncio.timeout(PING_INTERVAL):
                     result = await provider.peer.call("ping", {})
-                health = msgspec.json.decode(result, type=dict[str, Any])
-                provider.health = {"health": "ok", **health}
+                provider.health = handshake.read_health(result)
                 missed = 0
             except TimeoutError:
                 missed += 1

@@ -1209,6 +1209,7 @@ def test_a_provider_that_closes_its_stdout_has_gone(start_misbehave: StartHost) 
         "nan_deep",
         "infinity_in_error",
         "bom_answer",
+        "bad_utf8_answer",
         "no_jsonrpc",
         "jsonrpc_1",
         "result_and_error",

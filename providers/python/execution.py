@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 TEXT = 64 << 10  # characters of a message, traceback or repr that are kept
+FRAMES = 1100  # of a traceback, the innermost: more than the interpreter's own limit on recursion
 DEPTH = 100  # containers in containers that a result may have
 LARGEST = 10**4299  # of ints: CPython's decoders take no more digits
 VALUE = " value"  # no name that code can have
@@ -129,7 +130,7 @@ def describe(error: BaseException, filename: str, memory: int) -> Error:
     message = text_of(str, error)
     if isinstance(error, MemoryError) and not message:
         message = f"The code needs more memory than the {memory >> 20} MiB allowed"
-    shown = traceback.TracebackException.from_exception(error, compact=True)
+    shown = traceback.TracebackException.from_exception(error, limit=-FRAMES, compact=True)
     pending: list[traceback.TracebackException | None] = [shown]
     while pending:
         if (one := pending.pop()) is not None:

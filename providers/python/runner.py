@@ -41,7 +41,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Collection
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(__file__))  # which an isolated interpreter leaves out
@@ -57,6 +57,7 @@ FIRST_UID = 0x70000000  # a run's pid is added; nobody hands out user ids from h
 RESERVE = 64 << 20  # bytes beyond the memory limit, for telling that it was reached
 REPORT_HEAD = 1 << 20  # bytes of a report beside the result
 PIPE_READS = 32  # of 64 KiB: more than a pipe can hold
+ATTEMPTS = 3  # at a task, when the process that waited for it was killed
 COUNT_AGE = 30.0  # seconds for which a count of the user's processes is good
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -379,38 +380,46 @@ class Watcher:
         os.mkdir(self._folder)
         os.chmod(self._folder, 0o711)  # noqa: S103 - as the base
         stream = self._connection.makefile("rb")
-        run = Run(self._folder, self._user, self._limits)
-        with contextlib.suppress(ConnectionError):
-            self._connection.sendall(struct.pack(">I", os.getpid()))
-            while self._wait(run) and (request := stream.readline()).endswith(b"\n"):
-                wanted = json.loads(request)
-                task = stream.read(wanted["size"])
-                if len(task) < wanted["size"]:
-                    break
-                self._connection.sendall(b"b")
-                self._watch(run, request + task, wanted["timeout"])
-                run = Run(self._folder, self._user, self._limits)
-        run.clean_up()
+        self._run = Run(self._folder, self._user, self._limits)
+        self._say(struct.pack(">I", os.getpid()))
+        while (request := self._read(stream)) is not None:
+            self._watch(*request)
+        self._run.clean_up()
 
-    def _wait(self, run: "Run") -> bool:
-        """Wait for a request or the end of input, and reap meanwhile; return whether the run waits for a task, too."""
+    def _say(self, data: bytes) -> None:
+        with contextlib.suppress(ConnectionError):  # the end of input follows
+            self._connection.sendall(data)
+
+    def _read(self, stream: BinaryIO) -> tuple[bytes, float] | None:
+        """Wait for a request; return it with its timeout, or None at the end of input."""
+        self._reap_while_idle()
+        with contextlib.suppress(ConnectionError):
+            if (head := stream.readline()).endswith(b"\n"):
+                wanted = json.loads(head)
+                task = stream.read(wanted["size"])
+                return (head + task, wanted["timeout"]) if len(task) == wanted["size"] else None
+        return None
+
+    def _reap_while_idle(self) -> None:
         poll = select.poll()
         poll.register(self._wakeup, select.POLLIN)
         poll.register(self._connection, select.POLLIN)
-        while True:
-            for descriptor, _ in poll.poll():
-                if descriptor == self._connection.fileno():
-                    return True
-                drain(self._wakeup)
-                if run.reap():  # somebody killed it before it had anything to do: start afresh
-                    return False
+        while [descriptor for descriptor, _ in poll.poll()] == [self._wakeup]:
+            drain(self._wakeup)
+            self._run.reap()
 
-    def _watch(self, run: "Run", task: bytes, timeout: float) -> None:
-        begun = time.monotonic()
-        run.feed(task)
-        end = self._follow(run, begun + timeout)
-        duration = time.monotonic() - begun
-        run.clean_up()
+    def _watch(self, task: bytes, timeout: float) -> None:
+        self._say(b"b")
+        for _ in range(ATTEMPTS):
+            run = self._run
+            begun = time.monotonic()
+            run.feed(task)
+            end = self._follow(run, begun + timeout)
+            duration = time.monotonic() - begun
+            run.clean_up()
+            if end != "exit" or run.has_begun:
+                break
+            self._run = Run(self._folder, self._user, self._limits)  # somebody killed the one that was waiting
         told = {"end": end, "exit_code": run.exit_code, "cpu_seconds": run.cpu, "duration_ms": duration * 1000}
         report, size = run.report()
         head = json.dumps(
@@ -422,7 +431,8 @@ class Watcher:
             }
         ).encode()
         parts = struct.pack(">I", len(head)), head, run.stdout.kept, run.stderr.kept, report
-        self._connection.sendall(b"".join(parts))
+        self._say(b"".join(parts))
+        self._run = Run(self._folder, self._user, self._limits)
 
     def _follow(self, run: "Run", deadline: float) -> str:
         """Take the output until the run is done, its own process ends, or it has to; return which."""
@@ -547,10 +557,15 @@ class Run:
             os.close(self._task)
         discard(self._folder)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether it has seen its task."""
+        return self._report[8] != 0
+
     def report(self) -> tuple[bytes, int]:
         """Return the run's own report, and how many bytes it says it has."""
         (size,) = struct.unpack(">Q", self._report[:8])
-        report = self._report[8 : 8 + min(size, len(self._report))]
+        report = self._report[9 : 9 + min(size, len(self._report))]
         self._report.close()
         return report, size
 
@@ -576,11 +591,12 @@ class Inside:
             execution.warm_up()
             with open(self._task, "rb") as file:
                 request = file.readline()
+                self._report[8] = bool(request)
                 task = file.read()
             if request:
                 self._limit_rest(json.loads(request)["timeout"])
                 report = execution.perform(task, self._limits["memory"], self._limits["result"])
-                self._report[8 : 8 + len(report)] = report
+                self._report[9 : 9 + len(report)] = report
                 self._report[:8] = struct.pack(">Q", len(report))
                 with contextlib.suppress(OSError):  # the code closed it: the end of the process will do
                     os.write(self._done, b"d")

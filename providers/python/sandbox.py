@@ -277,14 +277,15 @@ class ProcessSandbox:
                 await watcher.send(request)
                 outcome = await watcher.outcome()
         except Lost:
-            if not watcher.has_begun:
-                raise
+            pass
         finally:
             if outcome is not None and watcher.zygote is self._zygote:
                 self._idle.append(watcher)
             else:
                 with anyio.CancelScope(shield=True):
                     await self._dismiss(watcher)
+        if outcome is None and not watcher.has_begun:
+            raise Lost
         return outcome or Outcome(end="lost")
 
     async def _dismiss(self, watcher: Watcher) -> None:
