@@ -158,7 +158,7 @@ def answered_id(line: bytes) -> int | None:
     import json  # noqa: PLC0415 - only for what msgspec refuses
 
     try:
-        value = json.loads(line.decode("utf-8", "replace"))
+        value = json.loads(line.decode("utf-8-sig", "replace"))
     except RecursionError:
         return OversizedLine(line[:256]).leading_id()
     except ValueError:

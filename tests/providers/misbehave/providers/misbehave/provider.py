@@ -45,7 +45,7 @@ SCRIPTS: dict[str, list[bytes]] = {
     "empty_object": [b"{}", ANSWER],
     "bom": [b'\xef\xbb\xbf{"jsonrpc":"2.0","method":"notifications/nonsense","params":{}}', ANSWER],
     "bad_utf8": [b'\xff\xfe{"jsonrpc":"2.0"}', b"\xc3\x28 caf\xe9", ANSWER],
-    "bad_utf8_answer": [b'{"jsonrpc":"2.0","id":$ID,"result":"caf\xe9"}', ANSWER],
+    "bad_utf8_answer": [b'{"jsonrpc":"2.0","id":$ID,"result":"caf\xe9"}'],
     "nul_bytes": [b"\x00\x00\x00\x00", ANSWER],
     "batch": [b'[{"jsonrpc":"2.0","id":$ID,"result":"batch"}]', b"[]", ANSWER],
     "blank_lines": [b"", b"   ", b"\r", ANSWER],
