@@ -36,7 +36,7 @@ def info(host: "Host") -> Result:
             "configuration": [str(path) for path in host.config.files],
             "warnings": host.warnings,
             "roots": [str(root) for root in host.config.roots],
-            "limits": msgspec.to_builtins(host.config.limits),
+            "limits": {_camel(key): value for key, value in msgspec.structs.asdict(host.config.limits).items()},
         }
     )
 
@@ -115,6 +115,11 @@ def _error(code: int, message: str, method: str) -> RpcError:
     if code == InvalidParams.code:
         return InvalidParams(message, method=method, errors=[{"path": "", "message": message}])
     return InternalError(message, method=method)
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
 
 
 def _as_it_is(value: Any) -> Any:

@@ -113,9 +113,9 @@ class Provider:
         return self.state in _STARTING
 
     @property
-    def is_unknown(self) -> bool:
-        """Whether only the handshake can tell what it serves."""
-        return self.manifest.methods is None
+    def may_surprise(self) -> bool:
+        """Whether its first handshake, which alone can tell what it serves, is still to come."""
+        return self.manifest.methods is None and self.state == "starting" and not self.restarts
 
     def start(self) -> bool:
         """Start the process if it waits for its first call; return whether it did."""

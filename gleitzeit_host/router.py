@@ -303,10 +303,10 @@ class Router:
     # ---- errors
 
     def _somebody_might_bring(self, method: str) -> bool:
-        return "/" in method and any(p.is_unknown and p.is_starting for p in self.providers.values())
+        return "/" in method and any(p.may_surprise for p in self.providers.values())
 
     def _somebody_might_serve(self, wanted: str | None) -> bool:
-        return any(p.is_unknown and p.is_starting and wanted in (None, p.name) for p in self.providers.values())
+        return any(p.may_surprise and wanted in (None, p.name) for p in self.providers.values())
 
     def _not_found(self, method: str) -> RpcError:
         protocol = method.split("/", maxsplit=1)[0]

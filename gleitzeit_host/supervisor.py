@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import msgspec
 from msgspec import Raw
@@ -78,7 +77,7 @@ class Supervisor:
         self.python = python
         self._tasks = tasks
         self._lives: set[Life] = set()
-        self._stopping = False
+        self._end = asyncio.Event()
         self.paused = False
         self._unsaved: dict[str, bytes] = {}
         self._saving: set[str] = set()
@@ -93,7 +92,7 @@ class Supervisor:
     async def _supervise(self, provider: Provider) -> None:
         limits = configuration.provider_limits(provider.manifest, provider.config)
         restarts = Restarts(limits.max_restarts, limits.restart_window)
-        while not self._stopping:
+        while not self.stopping:
             life = Life(self, provider, limits, restarts)
             self._lives.add(life)
             try:
@@ -105,13 +104,13 @@ class Supervisor:
                 self._lives.discard(life)
             if life.delay is None:
                 return
-            await asyncio.sleep(life.delay)
+            await _within(life.delay, self._end)
             provider.restarts += 1
 
     @property
     def stopping(self) -> bool:
         """Whether the host is on its way out: nothing is restarted."""
-        return self._stopping
+        return self._end.is_set()
 
     async def stop(self, grace: float | None = None) -> None:
         """Stop every provider, side by side, and save what they handed over.
@@ -119,7 +118,7 @@ class Supervisor:
         Args:
             grace: Seconds for each rung of the stop ladder instead of each provider's own `stop_timeout`.
         """
-        self._stopping = True
+        self._end.set()
         await asyncio.gather(*(life.stop(grace) for life in self._lives))
         while self._saving:
             await self._saved.wait()
@@ -355,10 +354,11 @@ class Life:
         if self._exit is not None:
             self._end()
         else:  # it lives, but can answer nothing any more
-            self._drain_timer = _later(self._limits.stop_timeout, partial(self._break, "closed its stdout"))
+            _later(self._limits.stop_timeout, partial(self._break, "closed its stdout"))
 
     def _input_closed(self) -> None:
-        """The provider reads no longer. What it still writes counts; its exit, or its closed stdout, ends its life."""
+        """The provider reads no longer: it gets a while to say its last words and exit."""
+        _later(self._limits.stop_timeout, partial(self._break, "closed its stdin"))
 
     def _drain_late(self) -> None:
         if self._supervisor.paused:  # its last words wait for the client

@@ -15,7 +15,6 @@ A watcher makes the next run ahead, so that it only waits for its task. What the
 A watcher first says its pid (4 bytes, big-endian). Then, for each run:
 
     ← {"size": of the task, "timeout": seconds} and a newline, and the task (see `execution`), `size` bytes of JSON
-    → b"b": the run begins
     → length of the next part (4 bytes); {"end", "exit_code", "cpu_seconds", "duration_ms", "stdout", "stderr",
       "report"}, the last three as [bytes that follow, bytes there were]; then these three. All is cleaned up by now.
     end of input, at any time: the run is killed, and the watcher exits
@@ -57,9 +56,11 @@ FIRST_UID = 0x70000000  # a run's pid is added; nobody hands out user ids from h
 RESERVE = 64 << 20  # bytes beyond the memory limit, for telling that it was reached
 REPORT_HEAD = 1 << 20  # bytes of a report beside the result
 PIPE_READS = 32  # of 64 KiB: more than a pipe can hold
+NICE = 5  # of runs: what watches over them goes before
 ATTEMPTS = 3  # at a task, when the process that waited for it was killed
 COUNT_AGE = 30.0  # seconds for which a count of the user's processes is good
 
+PROCESSORS = os.cpu_count() or 1
 LIBC = ctypes.CDLL(None, use_errno=True)
 SET_DUMPABLE, SET_KEEPCAPS, SET_CHILD_SUBREAPER, SET_NO_NEW_PRIVS, CAP_AMBIENT = 4, 8, 36, 38, 47  # of prctl(2)
 CAP_DAC_READ_SEARCH = 2
@@ -409,7 +410,6 @@ class Watcher:
             self._run.reap()
 
     def _watch(self, task: bytes, timeout: float) -> None:
-        self._say(b"b")
         for _ in range(ATTEMPTS):
             run = self._run
             begun = time.monotonic()
@@ -516,20 +516,10 @@ class Run:
     def take(self, descriptor: int) -> bool:
         """Take what a descriptor has; return whether it may have more."""
         if descriptor == self.done:
-            self._finish()
+            if os.read(descriptor, 1):
+                self.exit_code = 0
             return False
         return (self.stdout if descriptor == self.stdout.reader else self.stderr).take()
-
-    def _finish(self) -> None:
-        """Once the run has reported, and has nothing left but a process with no more to do, take it as exited.
-
-        The end of a process takes the kernel longer than all the rest: nobody has to wait for that. It is killed, to be
-        sure, and reaped when it has ended.
-        """
-        if os.read(self.done, 1) and self._is_alone():
-            os.kill(self._pid, signal.SIGKILL)
-            if self._is_alone():  # still: it had no time to start anything
-                self.exit_code = 0
 
     def _is_alone(self) -> bool:
         with contextlib.suppress(OSError):
@@ -538,14 +528,17 @@ class Run:
         return False
 
     def clean_up(self) -> None:
-        """Kill and reap all that the run started, take the rest of its output, and remove its folder."""
-        with contextlib.suppress(OSError):
-            os.killpg(self._pid, signal.SIGKILL)
-        if self.exit_code is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)  # it may not lead a group yet
-            os.waitpid(self._pid, 0)
+        """Kill all that the run started, take the rest of its output, and remove its folder.
+
+        Everything is reaped, too; but where only the run's own process is left, it is not waited for: its end takes the
+        kernel longer than all the rest of a short run.
+        """
+        for kill in (os.killpg, os.kill):  # it may not lead a group yet
+            with contextlib.suppress(OSError):
+                kill(self._pid, signal.SIGKILL)
         if not self._is_alone():
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._pid, 0)
             kill_children()
         for output in (self.stdout, self.stderr):
             for _ in range(PIPE_READS):
@@ -600,6 +593,7 @@ class Inside:
                 self._report[:8] = struct.pack(">Q", len(report))
                 with contextlib.suppress(OSError):  # the code closed it: the end of the process will do
                     os.write(self._done, b"d")
+                    signal.pause()  # to be killed: dying by itself, it would keep a processor from the watcher
             os._exit(0)
         except BaseException:  # noqa: BLE001 - nothing may return into the watcher's code
             traceback.print_exc()
@@ -610,6 +604,7 @@ class Inside:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
+        os.nice(NICE)
         os.mkdir(folder, 0o700)
         os.chdir(folder)
         os.umask(0o077)
@@ -653,7 +648,7 @@ class Inside:
             if time.monotonic() - self._counted_at > COUNT_AGE:
                 self._count()
             limit(resource.RLIMIT_NPROC, self._tasks + self._limits["processes"])
-        seconds = self._limits["cpu"] or int(timeout) * (os.cpu_count() or 1) + 2
+        seconds = self._limits["cpu"] or int(timeout) * (PROCESSORS) + 2
         limit(resource.RLIMIT_CPU, seconds, seconds + 1)
 
 

@@ -93,11 +93,6 @@ class Watcher:
         self._socket = zygote.order(b"w")
         self._received = bytearray()
 
-    @property
-    def has_begun(self) -> bool:
-        """Whether the run that it was asked for may have done something."""
-        return bool(self._received)
-
     async def ready(self) -> None:
         """Wait until it can take a task."""
         if not self.pid:
@@ -118,10 +113,10 @@ class Watcher:
 
     async def outcome(self) -> Outcome:
         """Wait for the outcome; may be cancelled and called again."""
-        await self._receive(5)
-        body = 5 + int.from_bytes(self._received[1:5])
+        await self._receive(4)
+        body = 4 + int.from_bytes(self._received[:4])
         await self._receive(body)
-        told: dict[str, Any] = msgspec.json.decode(self._received[5:body])
+        told: dict[str, Any] = msgspec.json.decode(self._received[4:body])
         counts: dict[str, list[int]] = {name: told.pop(name) for name in ("stdout", "stderr", "report")}
         parts: dict[str, Any] = {}
         offset = body
@@ -270,11 +265,12 @@ class ProcessSandbox:
         runner.remove_abandoned()
 
     async def _serve(self, watcher: Watcher, request: bytes, timeout: float) -> Outcome:  # noqa: ASYNC109 - as `run`
-        outcome = None
+        outcome, has_begun = None, False
         try:
             with anyio.move_on_after(GRACE + timeout):
                 await watcher.ready()
                 await watcher.send(request)
+                has_begun = True
                 outcome = await watcher.outcome()
         except Lost:
             pass
@@ -284,7 +280,7 @@ class ProcessSandbox:
             else:
                 with anyio.CancelScope(shield=True):
                     await self._dismiss(watcher)
-        if outcome is None and not watcher.has_begun:
+        if not has_begun:
             raise Lost
         return outcome or Outcome(end="lost")
 
