@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
@@ -123,9 +123,17 @@ def _explain(message: str, kind: type[Any], where: str) -> str:
         place = f"{place}.{field}".lstrip(".")
         import difflib  # noqa: PLC0415 - only for a message
 
-        near = difflib.get_close_matches(field, [f.name for f in msgspec.structs.fields(kind)], 1)
+        near = difflib.get_close_matches(field, _keys(kind), 1)
         problem = "unknown key" + (f"; did you mean `{near[0]}`?" if near else "")
     return f"{place or 'the file'}: {problem}"
+
+
+def _keys(kind: Any) -> list[str]:
+    """Return every key that a struct, or one inside it, knows."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        fields = msgspec.structs.fields(kind)
+        return [name for field in fields for name in (field.name, *_keys(field.type))]
+    return [name for part in get_args(kind) for name in _keys(part)]
 
 
 def environment(environ: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
