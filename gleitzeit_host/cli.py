@@ -5,13 +5,15 @@ import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gleitzeit_host import __version__
 from gleitzeit_host.errors import ConfigurationError, InvalidParams, RpcError
 
 if TYPE_CHECKING:
     from gleitzeit_host.host import Host
+
+Result = TypeVar("Result")
 
 SHORT_HELP = """\
 gleitzeit-host speaks JSON-RPC 2.0, a message a line: pipe it in, or let an agent or editor launch it. To try it:
@@ -102,8 +104,8 @@ def _serve(options: argparse.Namespace) -> int:
     return _with_host(options, serve)
 
 
-def _with_host(options: argparse.Namespace, use: "Callable[[Host], Awaitable[int]]") -> int:
-    """Build a host as the options say, use it, and take it down."""
+def _with_host(options: argparse.Namespace, use: "Callable[[Host], Awaitable[Result]]") -> "Result":
+    """Build a host as the options say, return what is done with it, and take it down."""
     from gleitzeit_host.processes import Processes  # noqa: PLC0415 - first of all, so that the guard starts meanwhile
 
     processes = Processes()
@@ -120,7 +122,7 @@ def _with_host(options: argparse.Namespace, use: "Callable[[Host], Awaitable[int
     search_path = config.search_path(getattr(options, "path", []))
     host = Host(config.load(getattr(options, "config", None), Path.cwd()), search_path, processes)
 
-    async def run() -> int:
+    async def run() -> "Result":
         async with host.running():
             return await use(host)
 
@@ -135,7 +137,7 @@ def _with_host(options: argparse.Namespace, use: "Callable[[Host], Awaitable[int
 
 
 def _call(options: argparse.Namespace) -> int:
-    async def call(host: "Host") -> int:
+    async def call(host: "Host") -> Any:
         from gleitzeit_host import wire  # noqa: PLC0415
         from gleitzeit_host.host import HOST_METHODS  # noqa: PLC0415
 
@@ -143,16 +145,17 @@ def _call(options: argparse.Namespace) -> int:
             route = host.router.routes.get(options.method)
             params = read_params(options.params, route.method.params_schema() if route else {})
             if options.method in HOST_METHODS:
-                result = await host.ask(options.method, params)
-            else:
-                result = wire.decode(bytes(await host.call(options.method, {**params, "_meta": _meta(options)})))
+                return await host.ask(options.method, params)
+            return wire.decode(await host.call(options.method, {**params, "_meta": _meta(options)}))
         except RpcError as error:
-            _print_error(options, error)
-            return 1
-        _print(options, result)
-        return 0
+            return error
 
-    return _with_host(options, call)
+    result = _with_host(options, call)
+    if isinstance(result, RpcError):
+        _print_error(options, result)
+        return 1
+    _print(options, result)
+    return 0
 
 
 def _meta(options: argparse.Namespace) -> dict[str, Any]:
@@ -231,33 +234,34 @@ def _json(text: str, what: str) -> Any:
 
 
 def _providers(options: argparse.Namespace) -> int:
-    async def show(host: "Host") -> int:
+    async def describe(host: "Host") -> list[dict[str, Any]]:
         await host.settled()
-        rows = host.describe_providers()
-        if getattr(options, "json", False):
-            _print(options, {"providers": rows})
-            return 0
+        return host.describe_providers()
+
+    rows = _with_host(options, describe)
+    if getattr(options, "json", False):
+        _print(options, {"providers": rows})
+    else:
         for row in rows:
             print(f"{row['name']:<16} {row['state']:<12} {row['reason'] or ', '.join(row['methods'])}")
-        return 0
-
-    return _with_host(options, show)
+    return 0
 
 
 def _protocols(options: argparse.Namespace) -> int:
-    async def show(host: "Host") -> int:
+    async def describe(host: "Host") -> dict[str, Any]:
         await host.settled()
-        listed = await host.ask("host/protocols", {})
-        if getattr(options, "json", False):
-            _print(options, listed)
-            return 0
-        for protocol in listed["protocols"]:
-            print(f"{protocol['name']}/{protocol['version']}  {protocol['title']}  ({protocol['origin']})")
-            for method, available in protocol["methods"].items():
-                print(f"  {method:<28} {'' if available else 'no provider'}".rstrip())
-        return 0
+        listed: dict[str, Any] = await host.ask("host/protocols", {})
+        return listed
 
-    return _with_host(options, show)
+    listed = _with_host(options, describe)
+    if getattr(options, "json", False):
+        _print(options, listed)
+        return 0
+    for protocol in listed["protocols"]:
+        print(f"{protocol['name']}/{protocol['version']}  {protocol['title']}  ({protocol['origin']})")
+        for method, available in protocol["methods"].items():
+            print(f"  {method:<28} {'' if available else 'no provider'}".rstrip())
+    return 0
 
 
 def _trust(options: argparse.Namespace) -> int:

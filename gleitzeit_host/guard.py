@@ -41,6 +41,8 @@ def main() -> None:
         _prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     host = int(sys.argv[1])
     os.set_inheritable(host, False)
+    os.closerange(3, host)  # what the host was launched with, and has no use for, must not reach a provider
+    os.closerange(host + 1, 4096)
     Guard(_socket.socket(fileno=host)).serve()
 
 
@@ -69,8 +71,17 @@ class Guard:
                     os.read(self.wake_up, 4096)
                     self.reap()
                 elif not self.receive():
-                    kill_everything_below()
+                    self.end()
                     return
+
+    def end(self) -> None:
+        """Kill everything, and leave when it is gone."""
+        for id in list(self.keepers):
+            self.signal(id, KILL_ALL)
+        if LINUX:
+            kill_everything_below()
+        while self.keepers:
+            self.reap(wait=True)
 
     def receive(self) -> bool:
         """Read and carry out what the host has sent; return False at its end."""
@@ -122,13 +133,14 @@ class Guard:
         finally:
             os._exit(1)
 
-    def reap(self) -> None:
+    def reap(self, wait: bool = False) -> None:
         """Reap what has ended. A keeper that was killed leaves its provider to the guard, which kills it."""
         ids = {pid: id for id, pid in self.keepers.items()}
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, 0 if wait else os.WNOHANG)
             except ChildProcessError:
+                self.keepers.clear()
                 return
             if pid == 0:
                 return
@@ -136,7 +148,7 @@ class Guard:
             if id is not None:
                 del self.keepers[id]
                 if status != 0:
-                    kill_everything_below(spare=set(self.keepers.values()))
+                    kill_everything_below(spare=frozenset(self.keepers.values()))
                     tell(self.host, {"id": id, "exit": -int(signal.SIGKILL)})
 
 
@@ -154,9 +166,9 @@ def keep(host: "_socket.socket", id: int, argv: list[bytes], env: dict[bytes, by
             signal_group(provider, signal.SIGTERM)
 
     def kill_all(*_: object) -> None:
-        if provider:
+        if provider:  # its end ends wait_for below, and the rest is killed and reaped there
             signal_group(provider, signal.SIGKILL)
-        kill_everything_below()
+            kill(descendants(frozenset()))
 
     # blocked until the provider's pid is known, so that no signal finds a provider that it cannot kill
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, KILL_ALL])
@@ -178,7 +190,7 @@ def keep(host: "_socket.socket", id: int, argv: list[bytes], env: dict[bytes, by
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, KILL_ALL])
     status = wait_for(provider)
     signal_group(provider, signal.SIGKILL)
-    provider = 0
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, KILL_ALL])  # its pid is free from here on
     kill_everything_below()
     tell(host, {"id": id, "exit": status})
     os._exit(0)
@@ -200,10 +212,12 @@ def lift(streams: list[int]) -> list[int]:
 
 def wait_for(provider: int) -> int:
     """Wait until the provider has exited, leaving its pid taken; return its status. Orphans are reaped meanwhile."""
+    if not LINUX:  # macOS has no waitid before Python 3.13, and no orphans come here
+        return os.waitstatus_to_exitcode(os.waitpid(provider, 0)[1])
     while True:
         try:
             info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
-        except ChildProcessError:  # kill_everything_below has reaped it, from the signal handler
+        except ChildProcessError:  # not while the provider is unreaped
             return -int(signal.SIGKILL)
         if info is None:
             continue
@@ -224,46 +238,34 @@ def signal_group(leader: int, number: int) -> None:
         pass
 
 
-def kill_everything_below(spare: "set[int] | frozenset[int]" = frozenset()) -> None:
-    """Kill and reap every descendant but those below the children to be spared.
+def kill(pids: list[int]) -> None:
+    """Stop all, so that none forks on meanwhile, then kill all."""
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            try:
+                os.kill(pid, number)
+            except OSError:
+                pass
 
-    Descendants are stopped before they are killed, so that none forks on meanwhile; orphans come back to this process,
-    a subreaper, so the work is done when no child is left.
+
+def kill_everything_below(spare: "frozenset[int]" = frozenset()) -> None:
+    """Kill and reap every descendant but the children to be spared, and what is below those.
+
+    Orphans come back to this process, a subreaper, so the work is done when no other child is left.
     """
     while True:
-        found = descendants(spare)
-        for number in (signal.SIGSTOP, signal.SIGKILL):
-            for pid in found:
-                try:
-                    os.kill(pid, number)
-                except OSError:
-                    pass
-        if not found and not LINUX:
+        kill(descendants(spare))
+        children = [pid for pid, parent in parents() if parent == os.getpid() and pid not in spare]
+        if not children:
             return
-        if not reap_one(spare, found):
-            return
-
-
-def reap_one(spare: "set[int] | frozenset[int]", found: list[int]) -> bool:
-    """Reap every child that has ended, having waited for one; return whether there may be more to kill."""
-    if spare and not found:
-        return False
-    while True:
-        try:
-            if spare:
-                for pid in children_of(os.getpid()):
-                    if pid not in spare:
-                        os.waitpid(pid, 0)
-                return True
-            os.waitpid(-1, 0)
-            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+        for pid in children:
+            try:
+                os.waitpid(pid, 0)
+            except ChildProcessError:
                 pass
-            return True
-        except ChildProcessError:
-            return bool(spare)
 
 
-def descendants(spare: "set[int] | frozenset[int]") -> list[int]:
+def descendants(spare: "frozenset[int]") -> list[int]:
     """Return the pids below this process, from one look at /proc."""
     children: dict[int, list[int]] = {}
     for pid, parent in parents():
@@ -275,11 +277,6 @@ def descendants(spare: "set[int] | frozenset[int]") -> list[int]:
                 found.append(pid)
                 look_at.append(pid)
     return found
-
-
-def children_of(parent: int) -> list[int]:
-    """Return the pids of a process's children."""
-    return [pid for pid, of in parents() if of == parent]
 
 
 def parents() -> "list[tuple[int, int]]":

@@ -335,6 +335,7 @@ class Life:
 
     def _started(self, pid: int) -> None:
         self._provider.pid = pid
+        log.info("%s: started as process %d", self._provider.name, pid)
 
     def _not_started(self, error: str) -> None:
         self._refused = True

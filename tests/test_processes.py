@@ -1,0 +1,319 @@
+"""The guard: starts processes, tells of their end, and lets none outlive the host."""
+
+import asyncio
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+from support.host import TIMEOUT, wait_for_end
+
+from gleitzeit_host.processes import Process, Processes
+
+Body = Callable[[Processes], Awaitable[None]]
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Callable[[Body], None]:
+    """Run a body with a Processes, on either event loop."""
+
+    def runner(body: Body) -> None:
+        async def main() -> None:
+            processes = Processes()
+            try:
+                async with asyncio.timeout(TIMEOUT):
+                    await body(processes)
+            finally:
+                await processes.aclose()
+
+        factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
+        with asyncio.Runner(loop_factory=factory) as loop:
+            loop.run(main())
+
+    return runner
+
+
+class Started:
+    """A process and its end as a future: an exit status, or an error text."""
+
+    def __init__(self, processes: Processes, *argv: str, env: dict[str, str] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        self.pid: asyncio.Future[int] = loop.create_future()
+        self.end: asyncio.Future[int | str] = loop.create_future()
+        self.process: Process = processes.spawn(
+            list(argv),
+            {"PATH": os.environ["PATH"]} if env is None else env,
+            on_started=self.pid.set_result,
+            on_exit=self.end.set_result,
+            on_error=self.end.set_result,
+        )
+
+    async def output(self) -> bytes:
+        """Read its stdout to the end."""
+        return await asyncio.to_thread(read_all, self.process.stdout)
+
+    def close(self) -> None:
+        """Close the host's ends."""
+        for fd in (self.process.stdin, self.process.stdout, self.process.stderr):
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+def read_all(fd: int) -> bytes:
+    data = b""
+    while True:
+        assert select.select([fd], [], [], TIMEOUT)[0], "no end of the output"
+        chunk = os.read(fd, 65_536)
+        if not chunk:
+            return data
+        data += chunk
+
+
+def python(program: str) -> list[str]:
+    return [sys.executable, "-I", "-S", "-c", textwrap.dedent(program)]
+
+
+def test_what_goes_in_comes_out_and_the_exit_is_told(run: Callable[[Body], None]) -> None:
+    async def body(processes: Processes) -> None:
+        started = Started(processes, "cat")
+        os.write(started.process.stdin, b"hello")  # before it has even started
+        os.close(started.process.stdin)
+        assert await started.output() == b"hello"
+        assert await started.end == 0
+        assert await started.pid == started.process.pid
+        started.close()
+
+    run(body)
+
+
+@pytest.mark.parametrize(
+    ("program", "status"), [("raise SystemExit(7)", 7), ("import os; os.kill(os.getpid(), 9)", -9)]
+)
+def test_exit_codes_and_signals_are_told(run: Callable[[Body], None], program: str, status: int) -> None:
+    async def body(processes: Processes) -> None:
+        started = Started(processes, *python(program))
+        assert await started.end == status
+        started.close()
+
+    run(body)
+
+
+def test_a_command_that_is_not_there_or_cannot_be_run_is_an_error(run: Callable[[Body], None], tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no program")
+
+    async def body(processes: Processes) -> None:
+        for command in ("no-such-program", "/no/such/program", str(tmp_path / "text"), str(tmp_path)):
+            started = Started(processes, command)
+            end = await started.end
+            assert isinstance(end, str)
+            assert command in end
+            started.close()
+
+    run(body)
+
+
+def test_a_process_has_three_blocking_descriptors_and_exactly_its_environment(run: Callable[[Body], None]) -> None:
+    program = """
+    import json, os
+    print(json.dumps({
+        "fds": sorted(int(fd) for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")),
+        "blocking": [os.get_blocking(fd) for fd in (0, 1, 2)],
+        "env": {key.decode("latin-1"): value.decode("latin-1") for key, value in os.environb.items()},
+        "leader": os.getsid(0) == os.getpid(),
+        "masks": {
+            word[0]: int(word[1], 16)
+            for word in map(str.split, open("/proc/self/status"))
+            if word[0] in ("SigBlk:", "SigIgn:")
+        },
+    }))
+    """
+
+    async def body(processes: Processes) -> None:
+        odd = os.fsdecode(b"caf\xe9 \xff")
+        for _ in range(3):  # each later one might inherit from those before
+            started = Started(processes, *python(program), env={"A": odd, "LC_ALL": "C.UTF-8", "N\u00e4me": "1"})
+            seen = json.loads(await started.output())
+            assert seen["fds"] == [0, 1, 2]
+            assert seen["blocking"] == [True, True, True]
+            assert seen["env"]["A"] == "caf\xe9 \xff"
+            assert seen["env"].keys() == {"A", "LC_ALL", "N\u00e4me".encode().decode("latin-1")}
+            assert seen["leader"]
+            assert seen["masks"]["SigBlk:"] == 0
+            assert seen["masks"]["SigIgn:"] & 0x7FFFFFFF & ~0x1001000 == 0  # Python itself ignores SIGPIPE and SIGXFSZ
+            await started.end
+            started.close()
+
+    run(body)
+
+
+def test_terminate_reaches_the_group_and_kill_everything_below(run: Callable[[Body], None]) -> None:
+    program = """
+    import os, signal, sys, time
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.setsid()
+        if os.fork() == 0:
+            os.setsid()
+            print(os.getpid(), flush=True)
+        time.sleep(1000)
+    time.sleep(1000)
+    """
+
+    async def body(processes: Processes) -> None:
+        for order in ("terminate", "kill"):
+            one, other = (Started(processes, *python(program)) for _ in range(2))
+            pids = [await asyncio.to_thread(read_number, started.process.stdout) for started in (one, other)]
+            getattr(one.process, order)()
+            assert await one.end == (-signal.SIGTERM if order == "terminate" else -signal.SIGKILL)
+            assert wait_for_end(pids[0], TIMEOUT)
+            assert exists(pids[1])
+            other.process.kill()
+            await other.end
+            assert wait_for_end(pids[1], TIMEOUT)
+            one.close()
+            other.close()
+
+    run(body)
+
+
+def read_number(fd: int) -> int:
+    assert select.select([fd], [], [], TIMEOUT)[0]
+    return int(os.read(fd, 100))
+
+
+def test_fifty_start_at_once(run: Callable[[Body], None]) -> None:
+    async def body(processes: Processes) -> None:
+        many = [Started(processes, *python("import sys; sys.stdin.read()")) for _ in range(50)]
+        assert len({await started.pid for started in many}) == 50
+        for started in many:
+            os.close(started.process.stdin)
+        assert [await started.end for started in many] == [0] * 50
+        for started in many:
+            started.close()
+
+    run(body)
+
+
+@pytest.mark.parametrize("victim", ["guard", "keeper"])
+def test_a_guard_or_keeper_that_is_killed_takes_its_processes_with_it(run: Callable[[Body], None], victim: str) -> None:
+    async def body(processes: Processes) -> None:
+        for _ in range(5):
+            one, other = [await start_surely(processes) for _ in range(2)]
+            keeper = parent(await one.pid)
+            os.kill(keeper if victim == "keeper" else parent(keeper), signal.SIGKILL)
+            assert await one.end == -signal.SIGKILL
+            assert wait_for_end(await one.pid, TIMEOUT)
+            if victim == "keeper":
+                assert exists(await other.pid)
+                other.process.kill()
+            assert await other.end == -signal.SIGKILL
+            assert wait_for_end(await other.pid, TIMEOUT)
+            one.close()
+            other.close()
+
+    run(body)
+
+
+async def start_surely(processes: Processes) -> Started:
+    """Start a sleeper; one that was sent to a guard that had just died is told to have been killed."""
+    while True:
+        started = Started(processes, *python("import time; print(1, flush=True); time.sleep(1000)"))
+        either: list[asyncio.Future[Any]] = [started.pid, started.end]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if started.pid.done():
+            await asyncio.to_thread(read_number, started.process.stdout)
+            return started
+        assert started.end.result() == -signal.SIGKILL
+        started.close()
+
+
+def exists(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+STUBBORN = """
+import os, signal, sys, time
+for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
+def announce():
+    with open(sys.argv[1], "a") as file:
+        file.write(f"{os.getpid()}\\n")
+announce()
+for _ in range(3):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.setsid()
+            announce()
+            os.execve(sys.executable, [sys.executable, "-I", "-S", "-c", "import time; time.sleep(1000)"], {})
+        os._exit(0)
+print("ready", flush=True)
+while True:
+    time.sleep(1000)
+"""
+
+HOST = """
+import asyncio, os, sys
+from gleitzeit_host.processes import Processes
+program, record, count = sys.argv[1:]
+
+async def main():
+    processes = Processes()
+    for _ in range(int(count)):
+        argv = [sys.executable, "-I", "-S", "-c", program, record]
+        process = processes.spawn(argv, {}, on_started=print, on_exit=print, on_error=print)
+        ready = asyncio.Event()
+        asyncio.get_running_loop().add_reader(process.stdout, ready.set)
+        await ready.wait()
+        asyncio.get_running_loop().remove_reader(process.stdout)
+    os.write(1, b"READY")
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def trials() -> range:
+    return range(int(os.environ.get("GLEITZEIT_TRIALS", "5")))
+
+
+def test_nothing_outlives_a_host_that_is_killed(tmp_path: Path, trials: range) -> None:
+    for trial in trials:
+        record = tmp_path / f"pids{trial}"
+        host = subprocess.Popen(
+            [sys.executable, "-c", HOST, STUBBORN, str(record), "3"], stdout=subprocess.PIPE, start_new_session=True
+        )
+        with host:
+            assert host.stdout is not None
+            seen: Any = b""
+            while b"READY" not in seen:
+                assert select.select([host.stdout], [], [], TIMEOUT)[0]
+                seen += os.read(host.stdout.fileno(), 1000)
+            wait_for_lines(record, 12)
+            host.kill()
+        pids = [int(line) for line in record.read_text().splitlines()]
+        assert len(pids) == 12
+        assert all(wait_for_end(pid, TIMEOUT) for pid in pids)
+
+
+def wait_for_lines(path: Path, count: int) -> None:
+    for _ in range(2000):
+        if len(path.read_text().splitlines()) >= count:
+            return
+        select.select([], [], [], 0.01)
+    raise AssertionError(f"{path.read_text()!r} has not {count} lines")
