@@ -160,7 +160,8 @@ def test_inherited_descriptions_stay_blocking(environment: dict[str, str], kind:
 
 
 def test_a_program_after_the_host_still_reads_and_writes(environment: dict[str, str]) -> None:
-    script = f'"{sys.executable}" -m gleitzeit_host serve </dev/null; "{sys.executable}" -m gleitzeit_host serve; echo after; cat'
+    serve = f'"{sys.executable}" -m gleitzeit_host serve'
+    script = f"{serve} </dev/null; {serve}; echo after; cat"
     done = subprocess.run(
         ["sh", "-c", f"( {script} ) 2>&1"],
         env=environment,

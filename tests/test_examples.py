@@ -60,11 +60,12 @@ def test_the_python_example_streams_and_can_be_cancelled(start_host: StartHost) 
 
 
 def test_an_example_answers_by_hand(example: str) -> None:
-    command, method, params = {
+    by_hand: dict[str, tuple[list[str], str, dict[str, str]]] = {
         "bash": (["bash", "bash/providers/shout/provider.sh"], "shout/say", {"message": "a"}),
         "node": (["node", "node/providers/text/provider.mjs"], "text/reverse", {"text": "ab"}),
         "python": ([sys.executable, "python/providers/counter/provider.py"], "counter/relay", {"message": "x"}),
-    }[example]
+    }
+    command, method, params = by_hand[example]
     messages = [
         {"id": 1, "method": "initialize", "params": {"protocolVersion": 1}},
         {"method": "notifications/unheard_of", "params": {}},
