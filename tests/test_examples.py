@@ -66,7 +66,7 @@ def test_an_example_answers_by_hand(example: str) -> None:
         "python": ([sys.executable, "python/providers/counter/provider.py"], "counter/relay", {"message": "x"}),
     }
     command, method, params = by_hand[example]
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"id": 1, "method": "initialize", "params": {"protocolVersion": 1}},
         {"method": "notifications/unheard_of", "params": {}},
         {"id": 2, "method": "no/such", "params": {"_meta": {}}},
