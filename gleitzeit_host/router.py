@@ -311,8 +311,10 @@ class Router:
     def _not_found(self, method: str) -> RpcError:
         protocol = method.split("/", maxsplit=1)[0]
         names = [name for name in self.routes if name.startswith(f"{protocol}/")]
-        hint = f"; protocol {protocol} has {', '.join(sorted(names))}" if names else ""
-        return MethodNotFound(f"No protocol defines {method[:200]!r}{hint}", method=method[:200])
+        hint = f"protocol {protocol} has {', '.join(sorted(names))}"
+        if not names:
+            hint = f"a file protocols/{protocol[:64]}/v1.json on the search path would"
+        return MethodNotFound(f"No protocol defines {method[:200]!r}; {hint}", method=method[:200])
 
     def _unavailable(self, route: Route, wanted: str | None) -> RpcError:
         if wanted is not None and wanted not in self.providers:
