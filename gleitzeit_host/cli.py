@@ -1,16 +1,17 @@
 """The command line: the only place that prints results or exits. Each command imports what it needs."""
 
-import argparse
 import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from gleitzeit_host import __version__
 from gleitzeit_host.errors import ConfigurationError, InvalidParams, RpcError
 
 if TYPE_CHECKING:
+    import argparse
+
     from gleitzeit_host.host import Host
 
 Result = TypeVar("Result")
@@ -24,11 +25,11 @@ gleitzeit-host speaks JSON-RPC 2.0, a message a line: pipe it in, or let an agen
 
 def main(arguments: list[str]) -> int:
     """Run one command; return 0, 1 (the call failed) or 2 (usage or configuration)."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     if options.command is None and sys.stdin is not None and sys.stdin.isatty():
         print(SHORT_HELP, end="")
         return 0
-    run: Callable[[argparse.Namespace], int] = getattr(options, "run", _serve)
+    run: Callable[[Any], int] = getattr(options, "run", _serve)
     try:
         return run(options)
     except ConfigurationError as error:
@@ -41,7 +42,17 @@ def main(arguments: list[str]) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parse(arguments: list[str]) -> "argparse.Namespace":
+    if arguments in ([], ["serve"]):  # the usual launch does not pay for the parser
+        from types import SimpleNamespace  # noqa: PLC0415
+
+        return cast("argparse.Namespace", SimpleNamespace(command=arguments[0] if arguments else None))
+    return _parser().parse_args(arguments)
+
+
+def _parser() -> "argparse.ArgumentParser":
+    import argparse  # noqa: PLC0415
+
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument(
         "--path",
@@ -66,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"gleitzeit-host {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def add(name: str, run: "Callable[[argparse.Namespace], int]", text: str) -> "argparse.ArgumentParser":
         command = commands.add_parser(name, parents=[common], help=text, description=text, allow_abbrev=False)
         command.set_defaults(run=run)
         return command
@@ -93,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 # ---- serve
 
 
-def _serve(options: argparse.Namespace) -> int:
+def _serve(options: "argparse.Namespace") -> int:
     from gleitzeit_host import descriptors  # noqa: PLC0415
 
     streams = descriptors.claim()
@@ -104,7 +115,7 @@ def _serve(options: argparse.Namespace) -> int:
     return _with_host(options, serve)
 
 
-def _with_host(options: argparse.Namespace, use: "Callable[[Host], Awaitable[Result]]") -> "Result":
+def _with_host(options: "argparse.Namespace", use: "Callable[[Host], Awaitable[Result]]") -> "Result":
     """Build a host as the options say, return what is done with it, and take it down."""
     from gleitzeit_host.processes import Processes  # noqa: PLC0415 - first of all, so that the guard starts meanwhile
 
@@ -136,7 +147,7 @@ def _with_host(options: argparse.Namespace, use: "Callable[[Host], Awaitable[Res
 # ---- call
 
 
-def _call(options: argparse.Namespace) -> int:
+def _call(options: "argparse.Namespace") -> int:
     async def call(host: "Host") -> Any:
         from gleitzeit_host import wire  # noqa: PLC0415
         from gleitzeit_host.host import HOST_METHODS  # noqa: PLC0415
@@ -158,7 +169,7 @@ def _call(options: argparse.Namespace) -> int:
     return 0
 
 
-def _meta(options: argparse.Namespace) -> dict[str, Any]:
+def _meta(options: "argparse.Namespace") -> dict[str, Any]:
     meta: dict[str, Any] = {}
     if getattr(options, "timeout", None) is not None:
         meta["timeoutMs"] = options.timeout * 1000
@@ -233,7 +244,7 @@ def _json(text: str, what: str) -> Any:
 # ---- lists
 
 
-def _providers(options: argparse.Namespace) -> int:
+def _providers(options: "argparse.Namespace") -> int:
     async def describe(host: "Host") -> list[dict[str, Any]]:
         await host.settled()
         return host.describe_providers()
@@ -247,7 +258,7 @@ def _providers(options: argparse.Namespace) -> int:
     return 0
 
 
-def _protocols(options: argparse.Namespace) -> int:
+def _protocols(options: "argparse.Namespace") -> int:
     async def describe(host: "Host") -> dict[str, Any]:
         await host.settled()
         listed: dict[str, Any] = await host.ask("host/protocols", {})
@@ -264,7 +275,7 @@ def _protocols(options: argparse.Namespace) -> int:
     return 0
 
 
-def _trust(options: argparse.Namespace) -> int:
+def _trust(options: "argparse.Namespace") -> int:
     from gleitzeit_host import config  # noqa: PLC0415
 
     if options.file is None:
@@ -285,7 +296,7 @@ def _trust(options: argparse.Namespace) -> int:
 # ---- output
 
 
-def _print(options: argparse.Namespace, value: Any) -> None:
+def _print(options: "argparse.Namespace", value: Any) -> None:
     import json  # noqa: PLC0415
 
     compact = getattr(options, "json", False)
@@ -296,7 +307,7 @@ def _print(options: argparse.Namespace, value: Any) -> None:
     sys.stdout.flush()
 
 
-def _print_error(options: argparse.Namespace, error: RpcError) -> None:
+def _print_error(options: "argparse.Namespace", error: RpcError) -> None:
     if getattr(options, "json", False):
         import json  # noqa: PLC0415
 

@@ -127,7 +127,9 @@ def brought(hello: Hello, provider: str, defined: dict[str, Protocol]) -> tuple[
             complaints.append(f"It brings protocol {name}, which {known.origin} defines already: refused")
             continue
         try:
-            protocols.append(protocol.define(name, version, document, f"provider {provider}"))
+            brought_protocol = protocol.define(name, version, document, f"provider {provider}")
+            brought_protocol.check()
+            protocols.append(brought_protocol)
         except ConfigurationError as error:
             complaints.append(f"It brings protocol {name}, which cannot be used: {error}")
     return protocols, complaints

@@ -19,12 +19,12 @@ from gleitzeit_host import wire
 from gleitzeit_host.calls import Caller
 from gleitzeit_host.config import Config
 from gleitzeit_host.edge import Edge
-from gleitzeit_host.errors import RpcError
+from gleitzeit_host.errors import ConfigurationError, RpcError
 from gleitzeit_host.logs import ProviderLog, ProviderLogs, log
 from gleitzeit_host.manifest import Broken, load_manifests
 from gleitzeit_host.peer import Answer, Request, deliver
 from gleitzeit_host.processes import Processes
-from gleitzeit_host.protocol import load_protocols
+from gleitzeit_host.protocol import Protocol, load_protocols
 from gleitzeit_host.provider import Provider
 from gleitzeit_host.router import Router
 from gleitzeit_host.state import StateFiles
@@ -57,6 +57,7 @@ class Host:
             try:
                 yield
             finally:
+                self.check_protocols()
                 await self.supervisor.stop()
                 self.router.deadlines.close()
                 await self.processes.aclose()
@@ -65,6 +66,8 @@ class Host:
         self.protocols, self.protocol_problems = load_protocols(self._search_path, self.config.protocols)
         manifests, self.broken = load_manifests(self._search_path)
         self.router = Router(self.protocols.values(), self.config.limits)
+        self.router.on_broken = self._protocol_is_broken
+        self._unchecked = list(self.protocols.values())
         state_folder = configuration.state_folder()
         self.supervisor = Supervisor(
             tasks,
@@ -79,7 +82,7 @@ class Host:
         logs = ProviderLogs(state_folder)
         for name, manifest in manifests.items():
             settings = configuration.provider_config(self.config, name)
-            provider = Provider(manifest, settings, self.router, ProviderLog(name, logs), self.supervisor.start)
+            provider = Provider(manifest, settings, self.router, ProviderLog(name, logs), self._start)
             self.router.providers[name] = provider
             if not settings.enabled:
                 provider.not_ready("disabled", "the configuration says enabled = false")
@@ -96,6 +99,27 @@ class Host:
                     provider.complain(f"No loaded protocol defines {name!r}, which its manifest lists")
                 if configuration.is_eager(provider.manifest, provider.config):
                     provider.start()
+
+    def _start(self, provider: Provider) -> None:
+        self.supervisor.start(provider)
+        if self._unchecked:  # while its process starts there is nothing to do
+            asyncio.get_running_loop().call_soon(self.check_protocols)
+
+    def check_protocols(self) -> None:
+        """Check the documents' schemas, and withdraw those that are broken; done once, when there is time for it."""
+        unchecked, self._unchecked = self._unchecked, []
+        for protocol in unchecked:
+            if protocol.name in self.protocols:
+                try:
+                    protocol.check()
+                except ConfigurationError as error:
+                    self.router.undefine(protocol)
+                    self._protocol_is_broken(protocol, str(error))
+
+    def _protocol_is_broken(self, protocol: Protocol, problem: str) -> None:
+        del self.protocols[protocol.name]
+        self.protocol_problems.append(problem)
+        log.warning("%s", problem)
 
     # ---- serving
 
@@ -151,7 +175,8 @@ class Host:
         return await answer.future
 
     async def settled(self) -> None:
-        """Wait until no provider is starting."""
+        """Wait until no provider is starting, and every protocol is checked."""
+        self.check_protocols()
         while any(provider.state == "starting" for provider in self.router.providers.values()):
             await self.router.next_change()
 
@@ -160,6 +185,7 @@ class Host:
         methods = await asyncio.to_thread(import_module, "gleitzeit_host.host_methods")
         if isinstance(params, dict):
             params.pop("_meta", None)
+        self.check_protocols()
         return methods.serve(self, method, params)
 
     # ---- facts for the host's own methods

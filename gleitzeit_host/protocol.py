@@ -7,14 +7,16 @@ object per method, `x-gleitzeit`. References outside the document are refused, n
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import jsonschema_rs
 import msgspec
 from msgspec import Raw
 
 from gleitzeit_host import wire
 from gleitzeit_host.errors import ConfigurationError, InvalidParams
+
+if TYPE_CHECKING:
+    import jsonschema_rs
 
 RESERVED = frozenset(
     [
@@ -40,9 +42,6 @@ RESERVED = frozenset(
 _METHOD_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}/[A-Za-z0-9][A-Za-z0-9_./-]{0,127}")
 _DOCUMENT_FILE = re.compile(r"v[1-9][0-9]{0,5}")
 _MAX_ERRORS = 20  # violations listed in one answer
-
-# linear time and bounded memory, whatever pattern a document brings
-_PATTERNS = jsonschema_rs.RegexOptions(size_limit=1 << 20, dfa_size_limit=1 << 21)
 
 
 class Tool(msgspec.Struct, frozen=True, rename="camel"):
@@ -130,14 +129,20 @@ class Method:
         return {"allOf": [schema], "components": self.protocol.components}
 
     def validate(self, params: dict[str, Any]) -> None:
-        """Raise InvalidParams, with every violation listed, unless the params satisfy the schema."""
+        """Check params against the schema.
+
+        Raises:
+            InvalidParams: they do not satisfy it; every violation is listed.
+            ConfigurationError: the document turns out to be broken.
+        """
         validator = self._validator
         if validator is None:
+            self.protocol.check()
             validator = self._validator = compile_schema(self.params_schema())
         if not validator.is_valid(params):
             self._refuse(validator, params)
 
-    def _refuse(self, validator: jsonschema_rs.Draft202012Validator, params: dict[str, Any]) -> None:
+    def _refuse(self, validator: "jsonschema_rs.Draft202012Validator", params: dict[str, Any]) -> None:
         errors = [
             {"path": pointer(error.instance_path), "message": _shorten(error.message)}
             for error, _ in zip(validator.iter_errors(params), range(_MAX_ERRORS), strict=False)
@@ -157,7 +162,10 @@ class Method:
 
 
 class Protocol:
-    """One version of a protocol: its name, its methods, and the document that it was read from."""
+    """One version of a protocol: its name, its methods, and the document that it was read from.
+
+    What the methods are is known at once; the schemas are checked by `check`, which a start need not wait for.
+    """
 
     def __init__(self, name: str, version: str, document: dict[str, Any], origin: str) -> None:
         """Check the document and build the methods.
@@ -178,7 +186,8 @@ class Protocol:
         if not parsed.openrpc.startswith("1."):
             raise self._broken("/openrpc", f"OpenRPC {parsed.openrpc} is not supported; write 1.3.2")
         self.components = parsed.components
-        self._refuse_outside_references()
+        self._parsed = parsed
+        self._is_checked = False
         for index, spec in enumerate(parsed.methods):
             self._add(index, spec)
 
@@ -193,11 +202,19 @@ class Protocol:
         names = [param.name for param in spec.params]
         if "_meta" in names or len(set(names)) < len(names):
             raise self._broken(f"{where}/params", "A param is named _meta, or two have the same name")
-        for number, param in enumerate(spec.params):
-            self._check_schema(f"{where}/params/{number}/schema", param.schema)
-        if spec.result:
-            self._check_schema(f"{where}/result/schema", spec.result.schema)
         self.methods[spec.name] = Method(self, spec, self.document["methods"][index])
+
+    def check(self) -> None:
+        """Check every reference and schema, once; raises ConfigurationError that says where, as a JSON pointer."""
+        if self._is_checked:
+            return
+        self._refuse_outside_references()
+        for index, spec in enumerate(self._parsed.methods):
+            for number, param in enumerate(spec.params):
+                self._check_schema(f"/methods/{index}/params/{number}/schema", param.schema)
+            if spec.result:
+                self._check_schema(f"/methods/{index}/result/schema", spec.result.schema)
+        self._is_checked = True
 
     def _check_schema(self, where: str, schema: dict[str, Any] | bool) -> None:
         try:
@@ -214,10 +231,16 @@ class Protocol:
         return ConfigurationError(f"{self.origin}: {where or '/'}: {problem}")
 
 
-def compile_schema(schema: dict[str, Any]) -> jsonschema_rs.Draft202012Validator:
-    """Compile a JSON Schema 2020-12; raises ConfigurationError. Nothing is ever fetched for it."""
+def compile_schema(schema: dict[str, Any]) -> "jsonschema_rs.Draft202012Validator":
+    """Compile a JSON Schema 2020-12; raises ConfigurationError. Nothing is ever fetched for it.
+
+    Patterns take linear time and bounded memory, whatever a document brings.
+    """
+    import jsonschema_rs  # noqa: PLC0415 - 10 ms, for which the first provider's start need not wait
+
+    patterns = jsonschema_rs.RegexOptions(size_limit=1 << 20, dfa_size_limit=1 << 21)
     try:
-        return jsonschema_rs.Draft202012Validator(schema, offline=True, pattern_options=_PATTERNS)
+        return jsonschema_rs.Draft202012Validator(schema, offline=True, pattern_options=patterns)
     except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
         raise ConfigurationError(f"Not a valid JSON Schema 2020-12: {_shorten(str(error))}") from None
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET
@@ -11,7 +11,7 @@ from msgspec import UNSET
 from gleitzeit_host import wire
 from gleitzeit_host.calls import MAX_DEPTH, NO_META, Call, Caller, Deadlines, Meta, read_meta
 from gleitzeit_host.config import Limits
-from gleitzeit_host.errors import MethodNotFound, Overloaded, ProviderUnavailable, RpcError, TooDeep
+from gleitzeit_host.errors import ConfigurationError, MethodNotFound, Overloaded, ProviderUnavailable, RpcError, TooDeep
 from gleitzeit_host.peer import Request, Turn
 from gleitzeit_host.protocol import Method, Protocol
 
@@ -92,6 +92,7 @@ class Router:
 
     def __init__(self, protocols: Iterable[Protocol], limits: Limits) -> None:
         self.deadlines = Deadlines()
+        self.on_broken: Callable[[Protocol, str], None] = lambda _protocol, _problem: None
         self.turn = Turn()  # shared by every peer of the host
         self.routes: dict[str, Route] = {}
         self.providers: dict[str, Provider] = {}
@@ -106,6 +107,16 @@ class Router:
         """Add a route per method."""
         for name, method in protocol.methods.items():
             self.routes[name] = Route(method, self.limits.default_timeout)
+
+    def undefine(self, protocol: Protocol) -> None:
+        """Take a protocol's routes away."""
+        for name in protocol.methods:
+            route = self.routes.pop(name)
+            for provider in route.providers:
+                provider.routes.remove(route)
+            for call in list(route.waiting):
+                self.unqueue(call)
+                call.fail(self._not_found(name))
 
     # ---- in
 
@@ -138,7 +149,13 @@ class Router:
             meta = read_meta(members.pop("_meta"))
             raw = wire.encode(members)
             del params["_meta"]
-        route.method.validate(params)
+        self._start_early(route)
+        try:
+            route.method.validate(params)
+        except ConfigurationError as error:
+            self.undefine(route.method.protocol)
+            self.on_broken(route.method.protocol, str(error))
+            raise MethodNotFound(f"The protocol's document is broken: {error}", method=route.name) from None
         call = Call(self, route, request, caller, raw if params else None, meta)
         if meta.progress_token is not UNSET:
             call.stream_token = bytes(meta.progress_token)
@@ -147,6 +164,12 @@ class Router:
         self._bound(call, caller.parent_of(meta))
         caller.adopt(call)
         return call
+
+    @staticmethod
+    def _start_early(route: Route) -> None:
+        """Let the only provider start while the params are validated: both take milliseconds, the first time."""
+        if len(route.providers) == 1 and not route.providers[0].slots:
+            route.providers[0].start()
 
     def _bound(self, call: Call, parent: Call | None) -> None:
         """Give the call its deadline; a call-back inherits its parent's time, trace and depth."""
@@ -203,8 +226,10 @@ class Router:
             return None if self._somebody_might_serve(wanted) else self._unavailable(route, wanted)
         if not any(provider.slots > 0 or provider.is_starting for provider in candidates):
             for provider in candidates:
-                if provider.start():
-                    break
+                if provider.start() and provider.can_serve:
+                    return None
+            if not any(provider.can_serve for provider in candidates):
+                return self._unavailable(route, wanted)
         return None
 
     def _full(self, route: Route, call: Call) -> RpcError | None:

@@ -84,28 +84,27 @@ class Supervisor:
         self._saved = asyncio.Event()
 
     def start(self, provider: Provider) -> None:
-        """Keep the provider running from now on."""
+        """Keep the provider running from now on; its process is on its way when this returns."""
         provider.state = "starting"
         provider.on_state = self._save_state
-        self._tasks.create_task(self._supervise(provider))
-
-    async def _supervise(self, provider: Provider) -> None:
         limits = configuration.provider_limits(provider.manifest, provider.config)
         restarts = Restarts(limits.max_restarts, limits.restart_window)
-        while not self.stopping:
-            life = Life(self, provider, limits, restarts)
+        self._tasks.create_task(self._supervise(Life(self, provider, limits, restarts)))
+
+    async def _supervise(self, life: "Life") -> None:
+        while True:
             self._lives.add(life)
             try:
                 await life.run()
             except Exception as error:  # noqa: BLE001 - a defect here must not end the other providers
-                log.exception("%s: its supervision failed", provider.name)
+                log.exception("%s: its supervision failed", life.provider.name)
                 await life.give_up(f"the host made a mistake: {error!r}")
             finally:
                 self._lives.discard(life)
-            if life.delay is None:
+            if life.delay is None or await _within(life.delay, self._end):
                 return
-            await _within(life.delay, self._end)
-            provider.restarts += 1
+            life.provider.restarts += 1
+            life = life.successor()
 
     @property
     def stopping(self) -> bool:
@@ -154,7 +153,7 @@ class Life:
     def __init__(self, supervisor: Supervisor, provider: Provider, limits: ProviderLimits, restarts: Restarts) -> None:
         self.delay: float | None = None  # seconds to the next start; None: there is none
         self._supervisor = supervisor
-        self._provider = provider
+        self.provider = provider
         self._limits = limits
         self._restarts = restarts
         self._greeted = asyncio.Event()
@@ -169,16 +168,24 @@ class Life:
         self._errors: PollReader | None = None
         self._writer: PollWriter | None = None
         self._drain_timer: asyncio.TimerHandle | None = None
+        try:
+            self._spawn()
+        except OSError as error:  # no descriptors, no memory
+            self._not_started(str(error))
+        else:
+            self._greet()
+
+    def successor(self) -> "Life":
+        """Start the process anew."""
+        return Life(self._supervisor, self.provider, self._limits, self._restarts)
 
     async def run(self) -> None:
-        """Start the process, shake hands, and wait until it is gone."""
-        self._spawn()
-        self._greet()
+        """Shake hands, and wait until the process is gone."""
         if not await _within(self._limits.start_timeout, self._greeted):
             self._break(f"did not answer initialize within {self._limits.start_timeout:g} s")
         if self._refused:
             await self.give_up(self._why)
-        hello = self._provider.hello
+        hello = self.provider.hello
         pings = asyncio.create_task(self._ping()) if hello is not None and hello.ping else None
         await self._gone.wait()
         if pings is not None:
@@ -187,7 +194,7 @@ class Life:
     # ---- start
 
     def _spawn(self) -> None:
-        provider = self._provider
+        provider = self.provider
         visible = environment(self._supervisor.environ, [*provider.manifest.env, *provider.config.env])
         process = self._supervisor.processes.spawn(
             provider.manifest.argv(self._supervisor.python),
@@ -206,7 +213,7 @@ class Life:
         provider.on_broken = self._break
 
     def _greet(self) -> None:
-        provider = self._provider
+        provider = self.provider
         peer = provider.peer
         assert peer is not None
         settings, ignored = configuration.settings(self._supervisor.config, provider.manifest)
@@ -232,7 +239,7 @@ class Life:
         else:
             self._greeted.set()
             if not self._supervisor.stopping:
-                self._provider.ready(hello, methods)
+                self.provider.ready(hello, methods)
 
     def failed(self, error: RpcError) -> None:
         """Take an error to `initialize` as the provider's own reason for being unavailable."""
@@ -245,7 +252,7 @@ class Life:
         self._greeted.set()
 
     def _accept(self, result: Raw) -> tuple[handshake.Hello, list[str]]:
-        provider = self._provider
+        provider = self.provider
         hello = handshake.read(result)
         methods, complaints = handshake.offered(provider.manifest, hello.methods)
         protocols, more = handshake.brought(hello, provider.name, self._supervisor.protocols)
@@ -264,11 +271,11 @@ class Life:
         return (
             owner is not None
             and owner.origin.startswith("provider ")
-            and owner.origin != f"provider {self._provider.name}"
+            and owner.origin != f"provider {self.provider.name}"
         )
 
     async def _ping(self) -> None:
-        provider = self._provider
+        provider = self.provider
         missed = 0
         while True:
             await asyncio.sleep(PING_INTERVAL)
@@ -296,7 +303,7 @@ class Life:
             return
         if not self._refused:
             self._why = self._why or "was stopped"
-            self._provider.not_ready("stopping", "the host is stopping it")
+            self.provider.not_ready("stopping", "the host is stopping it")
         wait = self._limits.stop_timeout if grace is None else min(grace, self._limits.stop_timeout)
         assert self._writer is not None
         self._writer.close()
@@ -305,7 +312,7 @@ class Life:
             climb()
             if await _within(wait, self._gone):
                 return
-        log.error("%s: its process %s does not go away", self._provider.name, process.pid)
+        log.error("%s: its process %s does not go away", self.provider.name, process.pid)
         self._over("did not go away")
 
     def _break(self, why: str, error: type[RpcError] = ProviderGone) -> None:
@@ -313,7 +320,7 @@ class Life:
         if not self._why and not self._gone.is_set():
             self._why = why
             self._error = error
-            self._provider.last_error = why
+            self.provider.last_error = why
             if self._process is not None:
                 self._process.kill()
 
@@ -334,8 +341,8 @@ class Life:
     # ---- what the guard and the pipes tell
 
     def _started(self, pid: int) -> None:
-        self._provider.pid = pid
-        log.info("%s: started as process %d", self._provider.name, pid)
+        self.provider.pid = pid
+        log.info("%s: started as process %d", self.provider.name, pid)
 
     def _not_started(self, error: str) -> None:
         self._refused = True
@@ -369,13 +376,13 @@ class Life:
 
     def _end(self) -> None:
         if not self._gone.is_set():
-            self._over(self._why or _describe_exit(self._exit, self._provider.log.last_line))
+            self._over(self._why or _describe_exit(self._exit, self.provider.log.last_line))
 
     def _over(self, why: str) -> None:
         """The process is gone: decide what follows, and only then end the calls that were in flight."""
         if self._gone.is_set():
             return
-        provider = self._provider
+        provider = self.provider
         if self._drain_timer is not None:
             self._drain_timer.cancel()
         for stream in (self._reader, self._errors):
@@ -390,7 +397,7 @@ class Life:
         provider.router.changed()
 
     def _decide(self, why: str) -> None:
-        provider = self._provider
+        provider = self.provider
         if self._supervisor.stopping:
             provider.not_ready("stopping", "the host is stopping it")
             return
