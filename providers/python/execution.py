@@ -15,12 +15,11 @@ import math
 import os
 import resource
 import sys
-import threading
 import traceback
 import types
 import warnings
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 TEXT = 64 << 10  # characters of a message, traceback or repr that are kept
 FRAMES = 1100  # of a traceback, the innermost: more than the interpreter's own limit on recursion
@@ -31,16 +30,18 @@ VALUE = " value"  # no name that code can have
 Error = dict[str, str]
 
 
-def perform(task: bytes, memory: int, result_limit: int) -> bytes:
+def perform(task: BinaryIO, memory: int, result_limit: int) -> bytes:
     """Do a task and return the report.
 
     Args:
-        task: See above.
+        task: Where to read it; closed afterwards.
         memory: Bytes allowed, for the error that says so.
         result_limit: Bytes that the result may have as JSON.
     """
     try:
-        error, is_repr, result = _perform(json.loads(task), memory)
+        with task:
+            loaded = json.load(task)
+        error, is_repr, result = _perform(loaded, memory)
         data = result.encode()
     except MemoryError as raised:
         error, is_repr, data = describe(raised, "", memory), False, b"null"
@@ -53,20 +54,23 @@ def perform(task: bytes, memory: int, result_limit: int) -> bytes:
 def _perform(task: dict[str, Any], memory: int) -> tuple[Error | None, bool, str]:
     if task["mode"] == "check":
         return None, False, json.dumps(check(task["code"]))
-    value, raised = execute(task)
-    result, is_repr = encode(value)
+    names, raised = execute(task)
+    if raised is None or isinstance(raised, SystemExit):
+        finish()
+    value = names.pop(VALUE, None)
+    result, is_repr = encode(names.get("result", value))
     error = describe(raised, task["filename"], memory) if raised is not None else None
     return error, is_repr, result
 
 
 def warm_up() -> None:
     """Do once what every task does: memory that is written to is copied now, and not when a task waits for it."""
-    exec(compile_with_value("value = 0\nvalue", "<code>"), {})  # noqa: S102 - ours
-    encode([json.loads("{}")])
+    names, _ = execute({"code": "0", "filename": "<code>", "args": {}, "context": json.loads("{}")})
+    encode([names[VALUE]])
 
 
-def execute(task: dict[str, Any]) -> tuple[Any, BaseException | None]:
-    """Run code; return the value of `result`, or else of the last expression, and what was raised."""
+def execute(task: dict[str, Any]) -> tuple[dict[str, Any], BaseException | None]:
+    """Run code; return its variables, the last expression's value among them, and what was raised."""
     code, filename, process = task["code"], task["filename"], os.getpid()
     linecache.cache[filename] = len(code), None, code.splitlines(keepends=True), filename
     sys.argv = [filename]
@@ -84,11 +88,7 @@ def execute(task: dict[str, Any]) -> tuple[Any, BaseException | None]:
         if error.code is not None and not isinstance(error.code, int):
             print(error.code, file=sys.stderr)  # noqa: T201 - as the interpreter does
         error = error if error.code else None
-    elif error is not None:
-        return None, error
-    finish()
-    value = names.pop(VALUE, None)
-    return names.get("result", value), error
+    return names, error
 
 
 def compile_with_value(code: str, filename: str) -> types.CodeType:
@@ -103,7 +103,8 @@ def compile_with_value(code: str, filename: str) -> types.CodeType:
 def finish() -> None:
     """Do what an interpreter does at its end: wait for threads, and call what asked for it."""
     try:
-        threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001 - what thread pools wait for
+        if "threading" in sys.modules:  # not by itself: it makes every fork slower
+            sys.modules["threading"]._shutdown()  # noqa: SLF001 - what thread pools wait for
         atexit._run_exitfuncs()  # noqa: SLF001 - the only way without ending the interpreter
     except BaseException:  # noqa: BLE001 - as the interpreter does
         traceback.print_exc()

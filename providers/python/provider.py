@@ -38,8 +38,8 @@ class Settings(BaseModel):
     max_timeout: float = Field(gt=0, le=86_400)
     memory_mb: int = Field(ge=64)
     cpu_seconds: int | None = Field(default=None, ge=1)
-    open_files: int = Field(ge=16)
-    file_mb: int = Field(ge=0)
+    open_files: int = Field(ge=32)
+    file_mb: int = Field(ge=1)
     processes: int = Field(ge=0)
     output_kb: int = Field(ge=1, le=8 << 10)
     output_limit_mb: int = Field(ge=1)
@@ -109,10 +109,19 @@ class PythonProvider(ProtocolProvider[Settings]):
         args: dict[str, Any] | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - a param of the method
         execution_mode: str | None = None,
+        **unserved: Any,
     ) -> dict[str, Any]:
         """Run code and return what became of it; an exception in the code is an answer, not an error."""
+        if unserved:  # params of python/v1 that need a level which is not there
+            raise InvalidParams(
+                f"No sandbox that is present here supports {', '.join(sorted(unserved))}",
+                errors=[{"path": f"/{name}", "message": "not supported here"} for name in sorted(unserved)],
+            )
         if (code is None) == (file is None):
-            raise InvalidParams("Give either `code` or `file`", errors=[{"path": "/code", "message": "or /file"}])
+            raise InvalidParams(
+                "Give either `code` or `file`, and not both",
+                errors=[{"path": path, "message": "exactly one of /code and /file"} for path in ("/code", "/file")],
+            )
         seconds = self._seconds(timeout)
         sandbox = self._pick(execution_mode)
         source, filename = code, "<code>"
@@ -169,11 +178,11 @@ class PythonProvider(ProtocolProvider[Settings]):
         return sandbox
 
     def _seconds(self, timeout: float | None) -> float:
-        seconds = self.settings.timeout if timeout is None else timeout
-        if not 0 < seconds <= self.settings.max_timeout:
+        seconds, most = self.settings.timeout if timeout is None else timeout, self.settings.max_timeout
+        if not 0 < seconds <= most:
             raise InvalidParams(
-                f"timeout is {seconds:g} s; it must be above 0 and at most max_timeout = {self.settings.max_timeout:g} s",
-                errors=[{"path": "/timeout", "message": f"not in (0, {self.settings.max_timeout:g}]"}],
+                f"timeout = {seconds:g} s is not above 0 and at most max_timeout = {most:g} s",
+                errors=[{"path": "/timeout", "message": f"not above 0 and at most {most:g}"}],
             )
         return seconds
 

@@ -1,4 +1,4 @@
-# ruff: noqa: PTH101, PTH102, PTH106, PTH112, PTH116, PTH118, PTH120, PTH123, PTH208 - by descriptor, and without imports
+# ruff: noqa: PTH101, PTH102, PTH106, PTH116, PTH118, PTH120, PTH123, PTH208 - by descriptor, and without imports
 """The warm interpreter of the process sandbox. Standard library only, Python 3.11 or newer.
 
     provider        talks to the zygote over descriptor 0, and to each watcher over a socket of its own
@@ -47,15 +47,15 @@ if __name__ == "__main__":
 import execution
 
 PRELOADED = """
-    base64 bisect calendar collections.abc copy csv dataclasses datetime decimal enum fractions functools glob hashlib
-    heapq inspect itertools logging math operator pathlib pprint random re shutil statistics string subprocess textwrap
-    typing urllib.parse uuid zlib
+    base64 collections.abc copy dataclasses datetime decimal functools itertools math random re statistics string
+    textwrap typing
 """
 PREFIX = "gleitzeit-python-"  # of the folder that holds a zygote's working folders
 FIRST_UID = 0x70000000  # a run's pid is added; nobody hands out user ids from here on
 RESERVE = 64 << 20  # bytes beyond the memory limit, for telling that it was reached
 REPORT_HEAD = 1 << 20  # bytes of a report beside the result
 PIPE_READS = 32  # of 64 KiB: more than a pipe can hold
+FILES = 64  # descriptors that a watcher may have open
 NICE = 5  # of runs: what watches over them goes before
 ATTEMPTS = 3  # at a task, when the process that waited for it was killed
 COUNT_AGE = 30.0  # seconds for which a count of the user's processes is good
@@ -225,21 +225,19 @@ class User:
 
     def __init__(self, *, own: bool, reads: bool = False) -> None:
         self.own = own
-        self.reads = reads  # keeps root's right to read every file: it does not reach the interpreter otherwise
+        self._reads = reads  # keeps root's right to read every file: it does not reach the interpreter otherwise
+        bit = 1 << CAP_DAC_READ_SEARCH
+        self._header, self._sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)(bit, bit, bit)
 
     def assume(self, uid: int) -> None:
         """Become such a user for good; raises OSError."""
-        if not self.own:
-            return
-        if self.reads:
+        if self._reads:
             prctl(SET_KEEPCAPS, 1)
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-        if self.reads:
-            bit = 1 << CAP_DAC_READ_SEARCH
-            header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)(bit, bit, bit)
-            if LIBC.capset(header, sets):
+        if self._reads:
+            if LIBC.capset(self._header, self._sets):
                 raise OSError(ctypes.get_errno(), "capset")
             prctl(CAP_AMBIENT, 2, CAP_DAC_READ_SEARCH)
 
@@ -247,14 +245,16 @@ class User:
         """Try in a process whether such a user reaches the interpreter's files and the working folders."""
         pid = os.fork()
         if pid == 0:
-            with contextlib.suppress(OSError):
+            status = 1
+            try:
                 self.assume(FIRST_UID)
                 os.stat(os.path.join(base, "."))
                 for path in sys.path:
                     if not path.endswith(".zip"):
                         os.listdir(path)
-                os._exit(0)
-            os._exit(1)
+                status = 0
+            finally:  # whatever is missing here
+                os._exit(status)
         return os.waitpid(pid, 0)[1] == 0
 
 
@@ -269,11 +269,11 @@ def choose_user(base: str) -> User:
 
 
 def count_tasks() -> int:
-    """Return how many processes and threads this user has: the limit on processes counts them all."""
+    """Return how many processes and threads this user has: the limit on processes counts them all. Raises OSError."""
     count, uid = 0, os.getuid()
-    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
+    for name in os.listdir("/proc"):
         if name.isdecimal():
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # it has ended
                 status = os.stat(f"/proc/{name}/task")
                 count += status.st_nlink - 2 if status.st_uid == uid else 0
     return count
@@ -358,7 +358,8 @@ class Watcher:
 
     def __init__(self, connection: socket.socket, base: str, user: User, limits: Limits) -> None:
         self._connection = connection
-        self._folder = os.path.join(base, str(os.getpid()))
+        self._base = os.path.join(base, str(os.getpid()))
+        self._folder = os.path.join(self._base, "run")
         self._user = user
         self._limits = limits
 
@@ -367,7 +368,7 @@ class Watcher:
         status = 1  # the zygote cleans up
         try:
             self._serve()
-            discard(self._folder)
+            discard(self._base)
             status = 0
         except BaseException:  # noqa: BLE001 - nothing may return into the zygote's code
             traceback.print_exc()
@@ -378,8 +379,9 @@ class Watcher:
         adopt_orphans()
         hide()
         self._wakeup = open_wakeup()
-        os.mkdir(self._folder)
-        os.chmod(self._folder, 0o711)  # noqa: S103 - as the base
+        os.mkdir(self._base)
+        os.chmod(self._base, 0o711)  # noqa: S103 - as the zygote's
+        os.environ.update(HOME=self._folder, TMPDIR=self._folder)
         stream = self._connection.makefile("rb")
         self._run = Run(self._folder, self._user, self._limits)
         self._say(struct.pack(">I", os.getpid()))
@@ -479,18 +481,20 @@ class Output:
 class Run:
     """A run as its watcher sees it: a process that waits for its task from the beginning."""
 
-    def __init__(self, parent: str, user: User, limits: Limits) -> None:
+    def __init__(self, folder: str, user: User, limits: Limits) -> None:
+        self._folder = folder
+        os.mkdir(folder, 0o700)
         self.stdout, self.stderr = Output(limits["output_kept"]), Output(limits["output_kept"])
         self.exit_code: int | None = None  # of the run's own process
         self.cpu: float | None = None  # seconds
         self._report = mmap.mmap(-1, limits["result"] + REPORT_HEAD)
         task, self._task = os.pipe()
         self.done, done = os.pipe()  # readable when the report is there, or the run's own process is not
+        self._reaped = False
         self._pid = os.fork()
         if self._pid == 0:
             outputs = self.stdout.writer, self.stderr.writer
-            Inside(task, done, self._report, limits).main(os.path.join(parent, str(os.getpid())), outputs, user)
-        self._folder = os.path.join(parent, str(self._pid))
+            Inside(task, done, self._report, limits).main(folder, outputs, user)
         for descriptor in (task, done, self.stdout.writer, self.stderr.writer):
             os.close(descriptor)
 
@@ -503,15 +507,15 @@ class Run:
         os.close(self._task)
         self._task = -1
 
-    def reap(self) -> bool:
-        """Reap all that have ended, orphans included; return whether the run's own process has."""
+    def reap(self) -> None:
+        """Reap all that have ended, orphans included."""
         with contextlib.suppress(ChildProcessError):
             while (ended := os.wait4(-1, os.WNOHANG))[0]:
                 pid, status, used = ended
                 if pid == self._pid:
+                    self._reaped = True
                     self.exit_code = os.waitstatus_to_exitcode(status)
                     self.cpu = used.ru_utime + used.ru_stime
-        return self.exit_code is not None
 
     def take(self, descriptor: int) -> bool:
         """Take what a descriptor has; return whether it may have more."""
@@ -533,11 +537,12 @@ class Run:
         Everything is reaped, too; but where only the run's own process is left, it is not waited for: its end takes the
         kernel longer than all the rest of a short run.
         """
-        for kill in (os.killpg, os.kill):  # it may not lead a group yet
-            with contextlib.suppress(OSError):
-                kill(self._pid, signal.SIGKILL)
+        if not self._reaped:
+            os.kill(self._pid, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            os.killpg(self._pid, signal.SIGKILL)
         if not self._is_alone():
-            with contextlib.suppress(ChildProcessError):
+            if not self._reaped:
                 os.waitpid(self._pid, 0)
             kill_children()
         for output in (self.stdout, self.stderr):
@@ -582,73 +587,57 @@ class Inside:
         try:
             self._settle_in(folder, outputs, user)
             execution.warm_up()
-            with open(self._task, "rb") as file:
-                request = file.readline()
-                self._report[8] = bool(request)
-                task = file.read()
-            if request:
+            task = open(self._task, "rb")  # noqa: SIM115 - `perform` closes it
+            if request := task.readline():
+                self._report[8] = 1
                 self._limit_rest(json.loads(request)["timeout"])
-                report = execution.perform(task, self._limits["memory"], self._limits["result"])
-                self._report[9 : 9 + len(report)] = report
-                self._report[:8] = struct.pack(">Q", len(report))
-                with contextlib.suppress(OSError):  # the code closed it: the end of the process will do
-                    os.write(self._done, b"d")
-                    signal.pause()  # to be killed: dying by itself, it would keep a processor from the watcher
+                self._tell(execution.perform(task, self._limits["memory"], self._limits["result"]))
             os._exit(0)
         except BaseException:  # noqa: BLE001 - nothing may return into the watcher's code
             traceback.print_exc()
         finally:
             os._exit(1)
 
+    def _tell(self, report: bytes) -> None:
+        self._report[9 : 9 + len(report)] = report
+        self._report[:8] = struct.pack(">Q", len(report))
+        with contextlib.suppress(OSError):  # the code closed it: the end of the process will do
+            os.write(self._done, b"d")
+            time.sleep(1)  # until it is killed: dying by itself, it would keep a processor from the watcher
+
     def _settle_in(self, folder: str, outputs: tuple[int, int], user: User) -> None:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
         os.nice(NICE)
-        os.mkdir(folder, 0o700)
         os.chdir(folder)
-        os.umask(0o077)
-        uid = FIRST_UID + os.getpid()
-        if user.own:
-            for path in (folder, *outputs):  # outputs, too: they can be opened as /dev/stdout
-                os.chown(path, uid, uid)
-        self._connect(outputs)
-        prctl(SET_NO_NEW_PRIVS, 1)
-        limit(resource.RLIMIT_CORE, 0)
-        limit(resource.RLIMIT_NOFILE, self._limits["files"])
-        limit(resource.RLIMIT_FSIZE, self._limits["file_size"])
+        for number, descriptor in enumerate(outputs, 1):
+            os.dup2(descriptor, number)
+        low, high = sorted((self._task, self._done))
+        for first, beyond in ((3, low), (low + 1, high), (high + 1, FILES)):
+            os.closerange(first, beyond)
         limit(resource.RLIMIT_AS, self._limits["memory"], self._limits["memory"] + RESERVE)
         if user.own:
             limit(resource.RLIMIT_NPROC, self._limits["processes"])
+            uid = FIRST_UID + os.getpid()
+            for path in (folder, 1, 2):  # outputs, too: they can be opened as /dev/stdout
+                os.chown(path, uid, uid)
+            user.assume(uid)
+            hide()
         else:
             self._count()
-        user.assume(uid)
-        hide()
-        kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
-        os.environ.clear()
-        os.environ.update(kept, HOME=folder, TMPDIR=folder)
-        tempfile.tempdir = None  # it was found in the zygote's environment
-        execution.open_streams()
-
-    def _connect(self, outputs: tuple[int, int]) -> None:
-        null = os.open(os.devnull, os.O_RDWR)
-        for number, descriptor in enumerate((null, *outputs)):
-            os.dup2(descriptor, number)
-        for name in os.listdir("/dev/fd"):
-            if int(name) > 2 and int(name) not in (self._task, self._done):
-                with contextlib.suppress(OSError):  # the listing's own
-                    os.close(int(name))
 
     def _count(self) -> None:
-        self._tasks = count_tasks()
-        self._counted_at = time.monotonic()
+        with contextlib.suppress(OSError):  # without /proc they are not limited
+            self._tasks = count_tasks()
+            self._counted_at = time.monotonic()
 
     def _limit_rest(self, timeout: float) -> None:
         if self._tasks is not None:
             if time.monotonic() - self._counted_at > COUNT_AGE:
                 self._count()
             limit(resource.RLIMIT_NPROC, self._tasks + self._limits["processes"])
-        seconds = self._limits["cpu"] or int(timeout) * (PROCESSORS) + 2
+        seconds = self._limits["cpu"] or int(timeout) * PROCESSORS + 2
         limit(resource.RLIMIT_CPU, seconds, seconds + 1)
 
 
@@ -661,11 +650,28 @@ def main() -> None:
     del sys.path[0]
     adopt_orphans()
     hide()
-    for name in PRELOADED.split():
-        importlib.import_module(name)
+    limits: Limits = json.loads(sys.argv[1])
+    zygote = Zygote(control, limits)
+    furnish(limits)
     gc.collect()
     gc.freeze()  # the collector writes into what it looks at, and what is written to is no longer shared
-    Zygote(control, json.loads(sys.argv[1])).serve()
+    zygote.serve()
+
+
+def furnish(limits: Limits) -> None:
+    """Make what runs inherit: modules, streams, the environment, and the limits that watchers can live with."""
+    for name in PRELOADED.split():
+        importlib.import_module(name)
+    execution.open_streams()
+    tempfile.tempdir = None
+    kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+    os.environ.clear()
+    os.environ.update(kept)
+    os.umask(0o077)
+    prctl(SET_NO_NEW_PRIVS, 1)
+    limit(resource.RLIMIT_CORE, 0)
+    limit(resource.RLIMIT_NOFILE, limits["files"])
+    limit(resource.RLIMIT_FSIZE, limits["file_size"])
 
 
 if __name__ == "__main__":

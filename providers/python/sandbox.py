@@ -1,7 +1,6 @@
 """Where code runs: what a sandbox is, and its first level, `process`.
 
-A sandbox takes a task and gives an outcome, whatever the code does. Stronger levels implement `Sandbox`, too, and join
-`LEVELS`, the strongest first.
+A sandbox takes a task and gives an outcome, whatever the code does. Stronger levels implement `Sandbox`, too.
 """
 
 import contextlib
@@ -22,7 +21,7 @@ import runner
 
 RUNNER = Path(__file__).with_name("runner.py")
 START_TIMEOUT = 20.0  # seconds in which a warm interpreter has to be there
-GRACE = 5.0  # seconds beyond which a watcher or zygote that does not do its work is killed
+GRACE = 10.0  # seconds beyond which a watcher or zygote that does not do its work is killed
 ATTEMPTS = 3  # with new watchers, when they are killed before they begin
 
 
@@ -236,7 +235,7 @@ class ProcessSandbox:
         self._zygote = Zygote(self._python, self._limits)
         if not await self._zygote.settle(START_TIMEOUT):
             raise RuntimeError(f"{self._python} does not run {RUNNER.name}; the provider's log says why")
-        self._idle.extend(self._order() for _ in range(self._warm))
+        self._refill()
 
     async def run(self, task: Task, timeout: float) -> Outcome:  # noqa: ASYNC109 - see Sandbox
         """Do one task; raises RuntimeError if no process can be had."""
@@ -303,6 +302,12 @@ class ProcessSandbox:
             self._replace_zygote()
         if zygote is not self._zygote:
             self._sweep()
+        with contextlib.suppress(OSError):  # the next run tries again, and tells
+            self._refill()
+
+    def _refill(self) -> None:
+        while len(self._watchers) < self._warm:
+            self._idle.append(self._order())
 
     def _order(self) -> Watcher:
         assert self._zygote is not None
@@ -323,7 +328,7 @@ class ProcessSandbox:
         return self._zygote
 
     def _sweep(self) -> None:
-        """Kill and reap what dead zygotes and their watchers have left to this process."""
+        """Kill and reap what dead zygotes and watchers have left to this process, which has no other children."""
         keep = {watcher.pid for watcher in self._watchers}
         if self._zygote is not None and self._zygote.process.returncode is None:
             keep.add(self._zygote.process.pid)
