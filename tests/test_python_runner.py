@@ -553,12 +553,13 @@ async def test_idle_watchers_that_were_killed_are_replaced() -> None:
         assert await box.is_clean()
 
 
-async def test_idle_runs_that_were_killed_are_replaced() -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+async def test_idle_runs_that_were_killed_or_stopped_do_no_harm(how: signal.Signals) -> None:
     async with opened(warm=2) as box:
         assert await box.is_clean()
         for watcher in children(box.zygote_pid):
             for pid in children(watcher):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, how)
         assert await box.is_clean()
 
 

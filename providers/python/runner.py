@@ -500,6 +500,8 @@ class Run:
 
     def feed(self, task: bytes) -> None:
         """Let it begin."""
+        if not self._reaped:
+            os.kill(self._pid, signal.SIGCONT)  # somebody may have stopped it while it waited
         view = memoryview(task)
         with contextlib.suppress(BrokenPipeError):  # it could not hold the task and ended, as the watcher will see
             while view:
