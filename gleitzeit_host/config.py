@@ -31,7 +31,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch: Count = 1000  # entries of one batch
     requests: Count = 10_000  # under way; at more the host stops reading
     held_bytes: _Bytes = 256 * 1024 * 1024  # of the requests under way; at more the host stops reading
-    queue: Count = 1024  # calls of one method that wait for a provider
+    queue: Count = 8192  # calls of one method that wait for a provider
     default_timeout: Seconds = 60.0  # of a call, where neither it nor its method has one
     max_timeout: Seconds = 3600.0  # that a call may ask for
 

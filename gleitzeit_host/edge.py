@@ -11,7 +11,7 @@ from gleitzeit_host.config import Limits
 from gleitzeit_host.errors import ParseError, ProviderProtocol, RpcError
 from gleitzeit_host.logs import log
 from gleitzeit_host.peer import Peer, Request
-from gleitzeit_host.router import PATIENCE, Client, Route, Router
+from gleitzeit_host.router import RECHECK, Client, Route, Router
 from gleitzeit_host.stdio import open_reader, open_writer
 
 
@@ -111,10 +111,10 @@ class Edge(Client):
     # ---- flow
 
     def slow_down(self, route: Route) -> None:
-        """Read no further until the route's queue has room, but no longer than PATIENCE: other methods wait too."""
+        """Read no further until the route's queue has room, but no longer than RECHECK: other methods wait too."""
         if route not in self._reasons:
             self._pause(route)
-            asyncio.get_running_loop().call_later(PATIENCE, self._resume, route)
+            asyncio.get_running_loop().call_later(RECHECK, self._resume, route)
 
     def speed_up(self, route: Route) -> None:
         """The route's queue has room again."""

@@ -18,9 +18,10 @@ from gleitzeit_host.protocol import Method, Protocol
 if TYPE_CHECKING:
     from gleitzeit_host.provider import Provider
 
-# The client is slowed instead of refused where a full queue would be empty within this many seconds,
-PATIENCE = 0.1
-START_PATIENCE = 2.0  # and for so long where it waits for a provider that is starting
+# A full queue slows the client instead of refusing its calls where it would be empty within PATIENCE, going by its pace
+# so far, or has waited no longer than that for its first answer. The client is looked at again every RECHECK seconds.
+PATIENCE = 2.0
+RECHECK = 0.1
 
 
 class Route:
@@ -72,8 +73,7 @@ class Route:
         """Seconds until the queue is empty, going by its pace so far."""
         elapsed = time.monotonic() - self._since
         if not self._taken:
-            starting = not any(provider.concurrency for provider in self.providers)
-            return 0.0 if elapsed < (START_PATIENCE if starting else PATIENCE) else max(elapsed, 1.0)
+            return 0.0 if elapsed < PATIENCE else elapsed
         return len(self.waiting) * elapsed / self._taken
 
 
@@ -81,7 +81,7 @@ class Client(Caller):
     """A caller that can be asked to slow down: the client's pipe."""
 
     def slow_down(self, route: Route) -> None:
-        """Read no further requests until `speed_up` for this route, or for PATIENCE seconds."""
+        """Read no further requests until `speed_up` for this route, or for RECHECK seconds."""
 
     def speed_up(self, route: Route) -> None:
         """The route's queue has room again."""
