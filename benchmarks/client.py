@@ -109,15 +109,17 @@ class Connection:
     def sequential(self, seconds: float, message: bytes, *, at_least: int) -> list[float]:
         """Call again and again, one at a time; return how many milliseconds each call took, sorted."""
         times: list[float] = []
-        end = time.perf_counter() + seconds
+        answers: list[bytes] = []
+        clock = time.perf_counter
         with self._patience():
-            while len(times) < at_least or time.perf_counter() < end:
+            end = clock() + seconds
+            while len(times) < at_least or clock() < end:
                 request = self.target.request % (len(times), message)
-                start = time.perf_counter()
-                line = self.ask(request)
-                took = time.perf_counter() - start
-                self._check([line], len(times), 1, message)
-                times.append(took * 1000)
+                start = clock()
+                answer = self.ask(request)
+                times.append((clock() - start) * 1000)
+                answers.append(answer)
+        self._check(answers, len(times), message)
         return sorted(times)
 
     def throughput(self, seconds: float, in_flight: int) -> float:
@@ -137,7 +139,7 @@ class Connection:
                 answers.append(self._read())
                 answered += answers[-1].count(b"\n")
                 now = time.perf_counter()
-        self._check(b"".join(answers).splitlines(), 0, sent, message)
+        self._check(b"".join(answers).splitlines(), sent, message)
         return answered / (now - start)
 
     def close(self) -> None:
@@ -169,8 +171,8 @@ class Connection:
         line, _, self._rest = b"".join(chunks).partition(b"\n")
         return line
 
-    def _check(self, lines: list[bytes], first: int, count: int, message: bytes) -> None:
-        """Raise unless there is one answer for each request, and it is what the request said."""
+    def _check(self, lines: list[bytes], count: int, message: bytes) -> None:
+        """Raise unless each request, from id 0 on, has one answer, and it is what the request said."""
         expected = message.decode()
         ids = []
         for line in lines:
@@ -179,7 +181,7 @@ class Connection:
             if result.get("structuredContent", result).get("response") != expected:
                 raise self._error(f"answered {line[:300].decode()}")
             ids.append(answer["id"])
-        if sorted(ids) != list(range(first, first + count)):
+        if sorted(ids) != list(range(count)):
             raise self._error(f"answered {len(ids)} of {count} requests, or one of them twice")
 
     def _error(self, what: str) -> RuntimeError:

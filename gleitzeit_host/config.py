@@ -4,7 +4,6 @@ The user's own file is the base. A file found upwards from the working folder is
 trusted; `--config FILE` takes its place and is trusted. docs/configuration.md has every key.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -154,17 +153,17 @@ def load(explicit: Path | None, cwd: Path) -> Config:
         ConfigurationError: a file cannot be read or says what cannot be; names file and key.
     """
     user_file = _folder("config") / FILE_NAME
-    own = _read(user_file) if user_file.is_file() else {}
+    own = _read(user_file)[0] if user_file.is_file() else {}
     files = [user_file] if user_file.is_file() else []
     warnings: list[str] = []
     untrusted: dict[str, dict[str, Any]] = {}
     other = explicit.resolve() if explicit is not None else _find(cwd)
     exposed = [own.get("expose", {}).get("tools")]
     if other is not None and other != user_file:
-        table = _read(other)
+        table, digest = _read(other)
         files.append(other)
         exposed.append(table.pop("expose", {}).get("tools"))
-        if explicit is None and not _is_trusted(other):
+        if explicit is None and trusted().get(other) != digest:
             table, untrusted = _restrict(table, own, other, warnings)
         own = _merge(own, table)
     parsed = convert(own, _File, other or user_file)
@@ -184,13 +183,13 @@ def load(explicit: Path | None, cwd: Path) -> Config:
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Parse and check one file; its roots become absolute."""
-    table = read_toml(path)
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    """Parse and check one file; return the table, its roots absolute, and the SHA-256 of what it was read from."""
+    table, content = read_toml(path)
     convert(table, _File, path)
     if "roots" in table:
         table["roots"] = [str((path.parent / Path(root).expanduser()).resolve()) for root in table["roots"]]
-    return table
+    return table, hashlib.sha256(content).hexdigest()
 
 
 def _find(cwd: Path) -> Path | None:
@@ -264,8 +263,7 @@ def trusted() -> dict[Path, str]:
 def trust(path: Path) -> None:
     """Trust a file as it is now; raises ConfigurationError if it is none that could be used."""
     resolved = path.resolve()
-    _read(resolved)
-    _store({**trusted(), resolved: _digest(resolved)})
+    _store({**trusted(), resolved: _read(resolved)[1]})
 
 
 def revoke(path: Path) -> None:
@@ -279,16 +277,6 @@ def _store(files: dict[Path, str]) -> None:
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         json.dump({str(path): digest for path, digest in files.items()}, file, indent=1)
     temporary.replace(target)
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _is_trusted(path: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return trusted().get(path) == _digest(path)
-    return False
 
 
 # ---- one provider's share

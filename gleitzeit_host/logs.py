@@ -28,8 +28,11 @@ class StderrHandler(logging.Handler):
         self._idle.set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue the record."""
-        self._lines.append(self.format(record) + "\n")
+        """Queue the record; what providers say may not move the terminal's cursor or begin a line of its own."""
+        text = self.format(record)
+        if record.exc_info is None and not text.isprintable():
+            text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+        self._lines.append(text + "\n")
         self._idle.clear()
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="stderr", daemon=True)
@@ -104,6 +107,7 @@ class ProviderLog:
     def __init__(self, name: str, logs: ProviderLogs) -> None:
         self.name = name
         self.last_line = ""
+        self.secrets: list[bytes] = []  # values that are never written
         self._logs = logs
         self._rest = b""
         self._file: int | None = None
@@ -122,7 +126,7 @@ class ProviderLog:
             rest = b""
         self._rest = rest
         if lines:
-            self._write(lines)
+            lines = self._write(lines)
             self.last_line = next((line for line in reversed(lines) if line), b"").decode("utf-8", "replace").strip()
 
     def feed_end(self) -> None:
@@ -134,7 +138,9 @@ class ProviderLog:
         """Write one line of the host's own about the provider."""
         self._write([line.encode("utf-8", "backslashreplace")])
 
-    def _write(self, lines: list[bytes]) -> None:
+    def _write(self, lines: list[bytes]) -> list[bytes]:
+        for secret in self.secrets:
+            lines = [line.replace(secret, b"***") for line in lines]
         if log.isEnabledFor(logging.DEBUG):
             for line in lines:
                 log.debug("%s: %s", self.name, line.decode("utf-8", "replace"))
@@ -149,6 +155,7 @@ class ProviderLog:
             if self._usable:
                 log.warning("%s: its log cannot be written: %s", self.name, error)
             self._usable = False
+        return lines
 
     def _open(self) -> None:
         """Open the file, or go on with a new one and keep the full one beside it."""

@@ -83,7 +83,7 @@ def load_manifests(search_path: list[Path]) -> tuple[dict[str, Manifest], dict[s
 
 def load_manifest(path: Path) -> Manifest:
     """Read one manifest; raises ConfigurationError that names file and key."""
-    table = read_toml(path)
+    table, _ = read_toml(path)
     if "folder" in table:
         raise ConfigurationError(f"{path}: unknown key `folder`")
     parsed: Manifest = convert(table, Manifest, path)
@@ -97,10 +97,11 @@ def load_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Parse a TOML file; raises ConfigurationError that says where it is broken."""
+def read_toml(path: Path) -> tuple[dict[str, Any], bytes]:
+    """Parse a TOML file; return the table and the content. Raises ConfigurationError that says where it is broken."""
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        content = path.read_bytes()
+        return tomllib.loads(content.decode("utf-8").replace("\r\n", "\n")), content
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -26,6 +26,7 @@ from gleitzeit_host.stdio import PollReader, PollWriter
 
 PING_INTERVAL = 10.0  # seconds between pings, and for an answer to one
 PINGS_MISSED = 3  # in a row, after which a provider is restarted
+SECRET_SIZE = 8  # bytes from which on a variable that the manifest names is kept out of the logs
 DRAIN = 1.0  # seconds for which the output of a provider that has exited is awaited
 BACK_OFF = 0.1  # seconds before the first restart; doubled with each further one
 BACK_OFF_MAX = 30.0
@@ -195,7 +196,10 @@ class Life:
 
     def _spawn(self) -> None:
         provider = self.provider
-        visible = environment(self._supervisor.environ, [*provider.manifest.env, *provider.config.env])
+        named = [*provider.manifest.env, *provider.config.env]
+        visible = environment(self._supervisor.environ, named)
+        values = [os.fsencode(visible[name]) for name in named if name in visible]
+        provider.log.secrets = [value for value in values if len(value) >= SECRET_SIZE]
         process = self._supervisor.processes.spawn(
             provider.manifest.argv(self._supervisor.python),
             {**visible, "GLEITZEIT_PROVIDER": provider.name},

@@ -78,6 +78,22 @@ def test_a_broken_manifest_is_listed_with_its_reason_and_the_others_serve(
     host.wait_for_stderr("bad")
 
 
+def test_the_values_of_named_variables_stay_out_of_logs_and_errors(tmp_path: Path, start_host: StartHost) -> None:
+    program = 'import os, sys; sys.exit("the key is " + os.environ["API_KEY"] + "\\x1b[2J")'
+    write(
+        tmp_path / "path",
+        "leaky",
+        f'name = "leaky"\ncommand = ["{{python}}", "-c", \'{program}\']\nenv = ["API_KEY"]\n'
+        "[limits]\nmax_restarts = 0\n",
+    )
+    host = start_host("--log-level", "debug", search_path=[tmp_path / "path"], environ={"API_KEY": "s3cr3t-s3cr3t"})
+    host.wait_for_stderr("leaky has failed")
+    said = host.provider("leaky")["reason"] + host.stderr + next(host.home.rglob("leaky.log")).read_text()
+    assert "the key is ***" in said
+    assert "s3cr3t" not in said
+    assert "\x1b" not in host.stderr
+
+
 def test_only_the_basics_and_what_is_named_is_passed_on() -> None:
     given = dict.fromkeys(
         (
