@@ -185,8 +185,9 @@ class Connection:
             raise self._error(f"answered {len(ids)} of {count} requests, or one of them twice")
 
     def _error(self, what: str) -> RuntimeError:
-        log = self._log.read_text(errors="replace")
-        return RuntimeError(f"{self.target.name} {what}; the end of its log:\n{log[-2000:]}")
+        log = self._log.read_text(errors="replace").strip()
+        ending = f"ends:\n{log[-2000:]}" if log else "is empty"
+        return RuntimeError(f"{self.target.name} {what}; its log {ending}")
 
     @contextlib.contextmanager
     def _patience(self) -> Iterator[None]:

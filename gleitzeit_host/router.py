@@ -353,7 +353,7 @@ class Router:
         reasons += [
             f"{p.name} is {p.state}: {p.reason}"
             for p in self.providers.values()
-            if p not in route.providers and route.name in p.promised
+            if p not in route.providers and p.reason and (route.name in p.promised or p.manifest.methods is None)
         ]
         if reasons:
             return ProviderUnavailable(

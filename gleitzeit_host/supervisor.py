@@ -183,7 +183,9 @@ class Life:
     async def run(self) -> None:
         """Shake hands, and wait until the process is gone."""
         if not await _within(self._limits.start_timeout, self._greeted):
-            self._break(f"did not answer initialize within {self._limits.start_timeout:g} s")
+            self._break(
+                f"did not answer initialize within {self._limits.start_timeout:g} s (does it flush its stdout?)"
+            )
         if self._refused:
             await self.give_up(self._why)
         hello = self.provider.hello
@@ -380,7 +382,8 @@ class Life:
 
     def _end(self) -> None:
         if not self._gone.is_set():
-            self._over(self._why or _describe_exit(self._exit, self.provider.log.last_line))
+            early = "" if self._greeted.is_set() else " before it answered initialize"
+            self._over(self._why or _describe_exit(self._exit, early, self.provider.log.last_line))
 
     def _over(self, why: str) -> None:
         """The process is gone: decide what follows, and only then end the calls that were in flight."""
@@ -413,8 +416,8 @@ class Life:
         self.delay = self._restarts.after_crash(time.monotonic(), os.urandom(1)[0] / 256)
         if self.delay is None:
             reason = (
-                f"it died {self._limits.max_restarts + 1} times within {self._limits.restart_window:g} s, at last it "
-                f"{why}; mend it and start the host anew (its log: {provider.log.where()})"
+                f"it {why}, and that was crash number {self._limits.max_restarts + 1} within "
+                f"{self._limits.restart_window:g} s; mend it and start the host anew (its log: {provider.log.where()})"
             )
             provider.not_ready("failed", reason)
             log.error("%s has failed: %s", provider.name, reason)
@@ -437,7 +440,7 @@ def _later(seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
     return asyncio.get_running_loop().call_later(seconds, callback)
 
 
-def _describe_exit(status: int | None, last_line: str) -> str:
+def _describe_exit(status: int | None, when: str, last_line: str) -> str:
     if status is None:
         text = "vanished"
     elif status < 0:
@@ -446,5 +449,7 @@ def _describe_exit(status: int | None, last_line: str) -> str:
         except ValueError:
             text = f"was killed by signal {-status}"
     else:
-        text = f"exited with status {status}"
+        text = f"exited with status {status}{when}"
+        if when and status == 0:
+            text += " (a provider reads until the end of its input; one that uses the SDK ends with run())"
     return f"{text} (its stderr ends: {last_line[:300]!r})" if last_line else text

@@ -108,7 +108,8 @@ def test_a_failed_provider_says_so_and_its_methods_name_the_reason(start_misbeha
     host = start_misbehave(switches={"before": "exit"}, limits={"max_restarts": 2})
     error = host.refusal("misbehave/echo", {"value": 1})
     assert error.code == -31001
-    assert "misbehave is failed: it died 3 times" in error.message
+    assert "misbehave is failed: it exited with status" in error.message
+    assert "crash number 3 within 60 s" in error.message
     row = host.provider("misbehave")
     assert row["state"] == "failed"
     assert row["lastError"]
