@@ -212,7 +212,7 @@ class Call:
         """Hand a progress notification to the caller under the caller's own token."""
         if not self.done and self.stream_token is not None:
             params["progressToken"] = Raw(self.stream_token)
-            self.request.outlet.notify("notifications/progress", params)
+            self.request.notify("notifications/progress", params)
 
 
 _NAMES = {cls.code: cls.name for cls in RpcError.__subclasses__() if cls is not RemoteError}

@@ -1,9 +1,10 @@
-"""The client's pipe: plain JSON-RPC 2.0 in and out, with backpressure in both directions."""
+"""The client's pipe: JSON-RPC 2.0 in and out, plain or MCP, with backpressure in both directions."""
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from msgspec import Raw, UnsetType
+from msgspec import UNSET, Raw, UnsetType
 
 from gleitzeit_host import wire
 from gleitzeit_host.calls import Call
@@ -11,8 +12,14 @@ from gleitzeit_host.config import Limits
 from gleitzeit_host.errors import ParseError, ProviderProtocol, RpcError
 from gleitzeit_host.logs import log
 from gleitzeit_host.peer import Peer, Request
+from gleitzeit_host.protocol import MCP
 from gleitzeit_host.router import RECHECK, Client, Route, Router
 from gleitzeit_host.stdio import open_reader, open_writer
+
+if TYPE_CHECKING:
+    from gleitzeit_host.mcp.face import Face
+
+MODERN = b'"io.modelcontextprotocol/protocolVersion"'  # in `_meta`: an MCP request, whatever its method
 
 
 class Edge(Client):
@@ -27,6 +34,7 @@ class Edge(Client):
         router: Router,
         limits: Limits,
         serve_host_method: Callable[[Request], bool],
+        mcp_face: Callable[["Edge"], "Face"],
         ended: Callable[[bool], None],
         on_pressure: Callable[[bool], None],
     ) -> None:
@@ -36,6 +44,9 @@ class Edge(Client):
         self._max_held = limits.held_bytes
         self._max_open = limits.requests
         self._serve_host_method = serve_host_method
+        self._mcp_face = mcp_face
+        self._mcp: Face | None = None  # made with the first MCP message
+        self._plain = False  # a request of plain JSON-RPC has come
         self._ended = ended
         self._pressure_elsewhere = on_pressure
         self._unrouted = 0
@@ -61,9 +72,23 @@ class Edge(Client):
     # ---- Owner of the peer
 
     def on_request(self, request: Request) -> None:
-        """Route a request; what no protocol defines may be the host's own."""
-        if request.method in self._router.routes or not self._serve_host_method(request):
+        """Route a request; what no protocol defines may be the host's own, or MCP's."""
+        if request.method in self._router.routes:
+            self._plain = True
             self._router.submit(request, self)
+        elif _is_mcp(request):
+            if self._mcp is None:
+                self._mcp = self._mcp_face(self)
+            self._mcp.take(request)
+        else:
+            self._plain = True
+            if not self._serve_host_method(request):
+                self._router.submit(request, self)
+
+    @property
+    def only_mcp(self) -> bool:
+        """Whether MCP was spoken on this pipe, and nothing else."""
+        return self._mcp is not None and not self._plain
 
     def hold(self) -> None:
         """A request is on its way without being a call yet."""
@@ -78,6 +103,8 @@ class Edge(Client):
         """Cancel a call; other notifications are not for this host."""
         if method == "notifications/cancelled":
             self.cancel(params)
+            if self._mcp is not None:
+                self._mcp.cancel(params)
 
     def on_problem(self, line: bytes, error: RpcError) -> None:
         """Answer what is not a message; an answer that nobody asked for gets none, lest two hosts chat for ever."""
@@ -147,6 +174,8 @@ class Edge(Client):
 
     def _input_ended(self) -> None:
         self.peer.feed_end()
+        if self._mcp is not None:
+            self._mcp.end()
         self._input_over = True
         self._finish_if_idle()
 
@@ -162,6 +191,8 @@ class Edge(Client):
         """Say once that this pipe is over: read nothing more."""
         if not self._over:
             self._over = True
+            if self._mcp is not None:
+                self._mcp.end()
             self._reader.close()
             self._ended(not self.output_lost)
 
@@ -169,3 +200,9 @@ class Edge(Client):
         """Wait until the client has taken every answer, or is gone."""
         self.peer.flush()
         await self._writer.flush()
+
+
+def _is_mcp(request: Request) -> bool:
+    if request.method.split("/", 1)[0] in MCP:
+        return True
+    return request.params is not UNSET and MODERN in bytes(request.params)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Raw
 
@@ -30,9 +30,14 @@ from gleitzeit_host.router import Router
 from gleitzeit_host.state import StateFiles
 from gleitzeit_host.supervisor import Supervisor
 
+if TYPE_CHECKING:
+    from gleitzeit_host.mcp.face import Face
+
 HOST_METHODS = frozenset({"host/info", "host/providers", "host/protocols", "host/health", "rpc.discover"})
 EXIT_OUTPUT_LOST = 1  # nobody read what was still to be answered
 LAST_ANSWERS = 0.5  # seconds for a client to read them, once a signal has come
+# MCP clients end a server by closing its input, and kill it where it is not gone soon:
+MCP_GRACE = 0.3  # seconds for each rung of the stop ladder, and for the client to read the last answers
 
 
 class Host:
@@ -47,6 +52,7 @@ class Host:
         self.warnings = list(config.warnings)
         self._search_path = search_path
         self._started_at = time.monotonic()
+        self._grace: float | None = None  # seconds for each rung of the stop ladder; None: the provider's own
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -58,7 +64,7 @@ class Host:
                 yield
             finally:
                 self.check_protocols()
-                await self.supervisor.stop()
+                await self.supervisor.stop(self._grace)
                 self.router.deadlines.close()
                 await self.processes.aclose()
 
@@ -135,6 +141,7 @@ class Host:
             self.router,
             self.config.limits,
             self._serve_own,
+            self._mcp_face,
             lambda answered: over(0 if answered else EXIT_OUTPUT_LOST),
             self.supervisor.pause_reading,
         )
@@ -146,11 +153,12 @@ class Host:
         if status:
             edge.cancel_all("the host is shutting down")
             edge.finish()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LAST_ANSWERS):
-                    await edge.flush()
-        else:
-            await edge.flush()
+        if edge.only_mcp:
+            self._grace = MCP_GRACE
+        patience = self._grace or (LAST_ANSWERS if status else None)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await edge.flush()
         return status or (EXIT_OUTPUT_LOST if edge.output_lost else 0)
 
     def _serve_own(self, request: Request) -> bool:
@@ -159,6 +167,11 @@ class Host:
         self.edge.hold()
         self._tasks.create_task(self._answer_own(request, self.edge))
         return True
+
+    def _mcp_face(self, edge: Edge) -> "Face":
+        from gleitzeit_host.mcp.face import Face  # noqa: PLC0415 - a client that speaks no MCP does not wait for it
+
+        return Face(self, edge)
 
     async def _answer_own(self, request: Request, caller: Caller) -> None:
         try:

@@ -48,13 +48,14 @@ class Outlet(Protocol):
 class Request:
     """A request or notification that arrived. It is answered exactly once; answering a notification does nothing."""
 
-    __slots__ = ("id", "method", "outlet", "params", "size")
+    __slots__ = ("id", "meta", "method", "outlet", "params", "size")
 
     def __init__(self, outlet: Outlet, method: str, id: bytes | None, params: Raw | UnsetType, size: int) -> None:
         self.outlet = outlet
         self.method = method
         self.id = id  # the id's own bytes; None: a notification
         self.params = params
+        self.meta: Any = None  # what was asked for beside the params; None: their `_meta` member says it
         self.size = size  # of the line, bytes
 
     def respond(self, result: Any) -> None:
@@ -66,6 +67,10 @@ class Request:
         """Answer with an error."""
         if self.id is not None:
             self.outlet.send(wire.error_line(self.id, error))
+
+    def notify(self, method: str, params: Any) -> None:
+        """Send a notification about it; `params` may hold raw spans."""
+        self.outlet.notify(method, params)
 
 
 class Pending(Protocol):
@@ -392,8 +397,8 @@ class Batch:
         self._answers.append(None)
         self._missing += 1
 
-    def put(self, index: int, line: bytes) -> None:
-        """Take the answer for one place."""
+    def put(self, index: int, line: bytes | None) -> None:
+        """Take the answer for one place, or None where there will be none."""
         self._answers[index] = line
         self._missing -= 1
         self._send_if_done()
@@ -403,8 +408,10 @@ class Batch:
         self._peer.notify(method, params)
 
     def _send_if_done(self) -> None:
-        if self._complete and not self._missing and self._answers:
-            self._peer.send(b"[" + b",".join(line for line in self._answers if line is not None) + b"]")
+        if self._complete and not self._missing:
+            answers = [line for line in self._answers if line is not None]
+            if answers:
+                self._peer.send(b"[" + b",".join(answers) + b"]")
 
 
 class Place:
@@ -419,6 +426,10 @@ class Place:
     def send(self, line: bytes) -> None:
         """Put the answer in its place."""
         self._batch.put(self.index, line)
+
+    def leave(self) -> None:
+        """Leave the place without an answer: the request was cancelled where that ends it."""
+        self._batch.put(self.index, None)
 
     def notify(self, method: str, params: Any) -> None:
         """Notifications do not wait for the batch."""

@@ -18,13 +18,10 @@ from gleitzeit_host.errors import ConfigurationError, InvalidParams
 if TYPE_CHECKING:
     import jsonschema_rs
 
-RESERVED = frozenset(
+MCP = frozenset(  # first segments of the Model Context Protocol's methods, of all its revisions
     [
         "initialize",
         "ping",
-        "notifications",
-        "rpc",
-        "host",
         "server",
         "tools",
         "resources",
@@ -36,9 +33,9 @@ RESERVED = frozenset(
         "elicitation",
         "roots",
         "tasks",
-        "mcp",
     ]
 )
+RESERVED = MCP | {"notifications", "rpc", "host", "mcp"}
 _METHOD_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}/[A-Za-z0-9][A-Za-z0-9_./-]{0,127}")
 _DOCUMENT_FILE = re.compile(r"v[1-9][0-9]{0,5}")
 _MAX_ERRORS = 20  # violations listed in one answer

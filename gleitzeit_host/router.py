@@ -93,6 +93,8 @@ class Router:
     def __init__(self, protocols: Iterable[Protocol], limits: Limits) -> None:
         self.deadlines = Deadlines()
         self.on_broken: Callable[[Protocol, str], None] = lambda _protocol, _problem: None
+        self.on_change: Callable[[], None] = lambda: None  # what is served, or who serves it, may be different now
+        self.revision = 0  # of the table of routes
         self.turn = Turn()  # shared by every peer of the host
         self.routes: dict[str, Route] = {}
         self.providers: dict[str, Provider] = {}
@@ -105,6 +107,7 @@ class Router:
 
     def define(self, protocol: Protocol) -> None:
         """Add a route per method."""
+        self.revision += 1
         for name, method in protocol.methods.items():
             self.routes[name] = Route(method, self.limits.default_timeout)
 
@@ -117,6 +120,8 @@ class Router:
             for call in list(route.waiting):
                 self.unqueue(call)
                 call.fail(self._not_found(name))
+        self.revision += 1
+        self.on_change()
 
     # ---- in
 
@@ -146,9 +151,12 @@ class Router:
             params = wire.decode(raw)
         elif "_meta" in params:
             members = wire.split_members(raw)
-            meta = read_meta(members.pop("_meta"))
+            given = members.pop("_meta")
+            meta = read_meta(given) if request.meta is None else NO_META
             raw = wire.encode(members)
             del params["_meta"]
+        if request.meta is not None:
+            meta = request.meta
         self._start_early(route)
         try:
             route.method.validate(params)
@@ -311,6 +319,7 @@ class Router:
             for route in list(self.routes.values()):
                 if route.waiting:
                     self.reconsider(route)
+        self.on_change()
 
     async def next_change(self) -> None:
         """Wait for the next `changed`."""
