@@ -1,12 +1,13 @@
 """Fixtures: hosts in processes of their own, and search path folders with misbehaving providers."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.host import HostProcess, StartHost
+from support.mcp import McpHost
 from support.misbehave import add_misbehave
 
 
@@ -43,5 +44,36 @@ def start_misbehave(tmp_path: Path, start_host: StartHost) -> StartHost:
         of_host = {name: options.pop(name) for name in ("config", "environ", "home", "cwd") if name in options}
         folder = add_misbehave(tmp_path / f"path{next(count)}", **options)
         return start_host(search_path=[folder], **of_host)
+
+    return start
+
+
+@pytest.fixture
+def start_mcp(tmp_path: Path) -> Iterator[Callable[..., McpHost]]:
+    """Start hosts whose every message is checked against MCP's schemas; takes what `HostProcess` takes."""
+    count = iter(range(1_000))
+    with contextlib.ExitStack() as hosts:
+
+        def start(*arguments: str, **options: Any) -> McpHost:
+            return hosts.enter_context(McpHost(tmp_path / f"mcp{next(count)}", *arguments, **options))
+
+        yield start
+
+
+@pytest.fixture
+def mcp(start_mcp: Callable[..., McpHost]) -> McpHost:
+    """A host with what the project ships, its every message checked."""
+    return start_mcp()
+
+
+@pytest.fixture
+def mcp_misbehave(tmp_path: Path, start_mcp: Callable[..., McpHost]) -> Callable[..., McpHost]:
+    """Start hosts as `start_mcp` does, with one misbehaving provider each."""
+    count = iter(range(1_000))
+
+    def start(**options: Any) -> McpHost:
+        of_host = {name: options.pop(name) for name in ("config", "environ", "cwd") if name in options}
+        folder = add_misbehave(tmp_path / f"mcppath{next(count)}", **options)
+        return start_mcp(search_path=[folder], **of_host)
 
     return start

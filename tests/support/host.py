@@ -326,7 +326,7 @@ class HostProcess:
             self.notifications.append(message)
             self._unseen.append(message)
         else:
-            key = json.dumps(message["id"])
+            key = json.dumps(message.get("id"))
             self._answers[key].append((message, line))
             self._counts[key] += 1
 
