@@ -61,8 +61,7 @@ class McpHost(HostProcess):
 
     def __init__(self, home: Path, *arguments: str, **options: Any) -> None:
         self.said: list[dict[str, Any]] = []  # every message of the host, in order
-        self.asked: dict[str, tuple[str, str]] = {}  # id as JSON → revision, method
-        self.version = ""  # of the legacy session
+        self.checker = Checker()
         super().__init__(home, *arguments, **options)
 
     def _take(self, line: bytes) -> None:
@@ -87,7 +86,7 @@ class McpHost(HostProcess):
         given = dict(params or {})
         if version == MODERN:
             given["_meta"] = modern_meta(**given.get("_meta", {}))
-        self.asked[json.dumps(id)] = version, method
+        self.checker.asked[json.dumps(id)] = version, method
         return {"jsonrpc": "2.0", "id": id, "method": method, "params": given}
 
     def modern(self, method: str, params: dict[str, Any] | None = None) -> Any:
@@ -96,13 +95,13 @@ class McpHost(HostProcess):
 
     def legacy(self, method: str, params: dict[str, Any] | None = None) -> Any:
         """Call a method of the legacy session and return its result; raises HostError."""
-        return self.result(self.ask(self.version, method, params))
+        return self.result(self.ask(self.checker.version, method, params))
 
     def initialize(self, version: str) -> Any:
         """Begin a legacy session, as a client does."""
         params = {"protocolVersion": version, "capabilities": {}, "clientInfo": {"name": "tests", "version": "0"}}
         result = self.result(self.ask(version, "initialize", params))
-        self.version = result["protocolVersion"]
+        self.checker.version = result["protocolVersion"]
         self.notify("notifications/initialized")
         return result
 
@@ -113,7 +112,7 @@ class McpHost(HostProcess):
         self.initialize(version)
         return self.legacy
 
-    # ---- the check
+    # ---- the end
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -121,7 +120,24 @@ class McpHost(HostProcess):
         super().__exit__(kind, error, trace)
         if kind is None:
             for message in self.said:
-                self.check(message)
+                self.checker.check(message)
+
+
+class Checker:
+    """Knows which era each message of a host belongs to, and checks it against that era's schema."""
+
+    def __init__(self) -> None:
+        self.asked: dict[str, tuple[str, str]] = {}  # id as JSON → revision, method
+        self.version = ""  # of the legacy session
+
+    def heard(self, message: dict[str, Any]) -> None:
+        """Take note of what a client said to the host."""
+        if "method" in message and "id" in message:
+            params = message.get("params", {})
+            version = params.get("_meta", {}).get("io.modelcontextprotocol/protocolVersion")
+            if message["method"] == "initialize":
+                self.version = version = params["protocolVersion"]
+            self.asked[json.dumps(message["id"])] = version or self.version, message["method"]
 
     def check(self, message: dict[str, Any]) -> None:
         """Fail unless the message satisfies the schema of its era; plain JSON-RPC is not MCP's to judge."""
@@ -184,3 +200,14 @@ def check_tools(tools: list[dict[str, Any]]) -> None:
         schema = tool["inputSchema"]
         assert schema["type"] == "object"
         assert not {"allOf", "anyOf", "oneOf", "not", "if", "$ref"} & set(schema)
+
+
+def check_transcript(folder: Path) -> int:
+    """Check what a host said, as `tee.py` recorded it; return how many messages there were."""
+    checker = Checker()
+    for line in (folder / "stdin").read_bytes().splitlines():
+        checker.heard(json.loads(line))
+    said = [json.loads(line) for line in (folder / "stdout").read_bytes().splitlines()]
+    for message in said:
+        checker.check(message)
+    return len(said)
