@@ -202,12 +202,14 @@ def check_tools(tools: list[dict[str, Any]]) -> None:
         assert not {"allOf", "anyOf", "oneOf", "not", "if", "$ref"} & set(schema)
 
 
-def check_transcript(folder: Path) -> int:
-    """Check what a host said, as `tee.py` recorded it; return how many messages there were."""
-    checker = Checker()
-    for line in (folder / "stdin").read_bytes().splitlines():
-        checker.heard(json.loads(line))
-    said = [json.loads(line) for line in (folder / "stdout").read_bytes().splitlines()]
-    for message in said:
-        checker.check(message)
-    return len(said)
+def check_transcripts(folder: Path) -> int:
+    """Check what hosts said, as `tee.py` recorded it; return how many messages there were."""
+    count = 0
+    for record in folder.iterdir():
+        checker = Checker()
+        for line in (record / "stdin").read_bytes().splitlines():
+            checker.heard(json.loads(line))
+        for line in (record / "stdout").read_bytes().splitlines():
+            checker.check(json.loads(line))
+            count += 1
+    return count

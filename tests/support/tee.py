@@ -1,4 +1,7 @@
-"""Starts a server between a client and itself, and records what both say: `tee.py FOLDER COMMAND…`."""
+"""Starts a server between a client and itself, and records what both say: `tee.py FOLDER COMMAND…`.
+
+The records are `FOLDER/PID/stdin` and `stdout`: a client may launch its server more than once.
+"""
 
 import os
 import subprocess
@@ -21,6 +24,7 @@ def copy(source: int, target: BinaryIO, record: Path) -> None:
 
 
 def main(folder: Path, command: list[str]) -> int:
+    folder = folder / str(os.getpid())
     folder.mkdir(parents=True)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
         assert server.stdin is not None
