@@ -50,15 +50,25 @@ _MCP_INITIALIZE = {
         "clientInfo": {"name": "benchmark", "version": "0"},
     },
 }
+_MCP_GREETING = (_MCP_INITIALIZE, {"jsonrpc": "2.0", "method": "notifications/initialized"})
+_MCP_META = (
+    b'"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{},'
+    b'"io.modelcontextprotocol/clientInfo":{"name":"benchmark","version":"0"}},'
+)
 _MCP_CALL = b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"say","arguments":{"message":"%b"}}}\n'
 
 PROVIDER = Target("provider, directly", ECHO, (_INITIALIZE,))
 RELAY = Target("bare relay", [sys.executable, str(HERE / "peers" / "relay.py"), *ECHO], (_INITIALIZE,))
 HOST = Target("gleitzeit-host", [sys.executable, "-m", "gleitzeit_host", "serve"])
+_ECHO_SAY = _MCP_CALL.replace(b'"say"', b'"echo_say"')
+LEGACY = Target("the same, MCP 2025-06-18", HOST.command, _MCP_GREETING, _ECHO_SAY)
+MODERN = Target(
+    "the same, MCP 2026-07-28", HOST.command, request=_ECHO_SAY.replace(b'"params":{', b'"params":{' + _MCP_META)
+)
 FASTMCP = Target(
     "FastMCP proxy",
     [sys.executable, str(HERE / "peers" / "fastmcp_proxy.py")],
-    (_MCP_INITIALIZE, {"jsonrpc": "2.0", "method": "notifications/initialized"}),
+    _MCP_GREETING,
     _MCP_CALL,
 )
 FASTMCP_MISSING = "not installed: pip install 'fastmcp>=3'"
@@ -69,7 +79,7 @@ def targets() -> list[Target]:
     if importlib.util.find_spec("gleitzeit_host") is None:
         sys.exit(f"gleitzeit_host is not installed for {sys.executable}: pip install {HERE.parent}")
     fastmcp = [FASTMCP] if importlib.util.find_spec("fastmcp") else []
-    return [PROVIDER, RELAY, HOST, *fastmcp]
+    return [PROVIDER, RELAY, HOST, LEGACY, MODERN, *fastmcp]
 
 
 class Connection:

@@ -11,7 +11,20 @@ import json
 import statistics
 from dataclasses import asdict, dataclass
 
-from client import FASTMCP, FASTMCP_MISSING, HOST, PROVIDER, RELAY, Connection, Target, connect, table, targets
+from client import (
+    FASTMCP,
+    FASTMCP_MISSING,
+    HOST,
+    LEGACY,
+    MODERN,
+    PROVIDER,
+    RELAY,
+    Connection,
+    Target,
+    connect,
+    table,
+    targets,
+)
 
 IN_FLIGHT = 32
 MEGABYTE = b"x" * 1_000_000
@@ -35,6 +48,10 @@ REACHES = [
     Reach("p50", HOST, RELAY, 1.5),
     Reach("throughput", HOST, RELAY, 0.7, at_least=True),
     Reach("megabyte", HOST, RELAY, 1.5),
+    Reach("p50", LEGACY, HOST, 1.3),
+    Reach("p50", MODERN, HOST, 1.3),
+    Reach("throughput", LEGACY, HOST, 0.77, at_least=True),
+    Reach("throughput", MODERN, HOST, 0.77, at_least=True),
     Reach("p50", FASTMCP, HOST, 40, at_least=True),
     Reach("throughput", HOST, FASTMCP, 100, at_least=True),
 ]
@@ -95,7 +112,7 @@ def verdicts(samples: dict[str, Samples]) -> list[Verdict]:
 def report(figures: dict[str, dict[str, float]], found: list[Verdict]) -> str:
     """Return both tables as text."""
     rows = []
-    for target in (PROVIDER, RELAY, HOST, FASTMCP):
+    for target in (PROVIDER, RELAY, HOST, LEGACY, MODERN, FASTMCP):
         of = figures.get(target.name)
         cells = (
             [f"{of['p50']:.3f}", f"{of['p99']:.3f}", f"{of['throughput']:,.0f}", f"{of['megabyte']:.2f}"]

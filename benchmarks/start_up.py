@@ -10,7 +10,20 @@ import statistics
 import time
 from pathlib import Path
 
-from client import FASTMCP, FASTMCP_MISSING, HOST, PROVIDER, RELAY, Connection, Target, connect, table, targets
+from client import (
+    FASTMCP,
+    FASTMCP_MISSING,
+    HOST,
+    LEGACY,
+    MODERN,
+    PROVIDER,
+    RELAY,
+    Connection,
+    Target,
+    connect,
+    table,
+    targets,
+)
 
 HELLO = b"hello"
 INFO = Target("gleitzeit-host, host/info", HOST.command, request=b'{"jsonrpc":"2.0","id":1,"method":"host/info"}\n')
@@ -85,7 +98,7 @@ def ratios(samples: dict[str, Samples]) -> dict[str, float]:
 def report(samples: dict[str, Samples]) -> str:
     """Return the table and the ratios as text."""
     rows = []
-    for target in (PROVIDER, RELAY, HOST, INFO, FASTMCP):
+    for target in (PROVIDER, RELAY, HOST, INFO, LEGACY, MODERN, FASTMCP):
         of = samples.get(target.name)
         if of:
             sizes = [statistics.median(of[name]) for name in MEMORY]

@@ -245,9 +245,9 @@ def read_params(raw: Raw | UnsetType) -> Any:
     raise InvalidRequest("The params are neither an object nor an array")
 
 
-def result_line(id: bytes, result: Any) -> bytes:
-    """Splice an answer around the raw result."""
-    return b"".join((b'{"jsonrpc":"2.0","id":', id, b',"result":', result, b"}"))
+def result_line(id: bytes, *result: Any) -> bytes:
+    """Splice an answer around the raw result, which may come in pieces."""
+    return b"".join((b'{"jsonrpc":"2.0","id":', id, b',"result":', *result, b"}"))
 
 
 def error_line(id: bytes, error: RpcError) -> bytes:

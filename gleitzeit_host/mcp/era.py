@@ -52,7 +52,7 @@ class Params(msgspec.Struct, gc=False):
     """The params of any request, each member to be read where it is needed."""
 
     meta: RequestMeta | UnsetType = msgspec.field(default=UNSET, name="_meta")
-    name: Raw | UnsetType = UNSET
+    name: str | UnsetType = UNSET
     arguments: Raw | UnsetType = UNSET
     cursor: Raw | UnsetType = UNSET
     uri: Raw | UnsetType = UNSET
@@ -173,8 +173,9 @@ class Era(ABC):
 
     def call_tool(self, request: Request, params: Params) -> None:
         """`tools/call`: goes to the router, and its answer comes from the provider."""
-        name = read_member(params.name, str, "name")
-        arguments = params.arguments
+        name, arguments = params.name, params.arguments
+        if name is UNSET:
+            raise invalid("params.name is missing")
         if arguments is not UNSET and memoryview(arguments)[0] != _OBJECT:
             raise invalid("params.arguments is not an object")
         meta = router_meta(params.meta)

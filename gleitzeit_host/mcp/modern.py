@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 VERSION = "2026-07-28"
 VERSIONS = [VERSION, *legacy.VERSIONS]
 _VERSION = wire.encode(VERSION)
-_META = {"io.modelcontextprotocol/serverInfo": SERVER}
+_META = {"io.modelcontextprotocol/serverInfo": {"name": SERVER["name"], "version": SERVER["version"]}}
 _DISCOVER_TTL = 3_600_000  # ms
 _MAX_LISTENING = 100  # subscriptions at once
 

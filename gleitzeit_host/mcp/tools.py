@@ -36,21 +36,19 @@ class Shape(msgspec.Struct, frozen=True):
     head: bytes = b'{"content":['
     tail: bytes = b"}"
 
-    def result(self, tool: "Tool", result: Raw) -> bytes:
-        """Return the `CallToolResult` for a provider's result."""
+    def result(self, tool: "Tool", result: Raw) -> tuple[bytes | Raw, ...]:
+        """Return the `CallToolResult` for a provider's result, in pieces."""
         text = str(result, "utf-8")
-        parts = [self.head, tool.content(result, text)]
+        content = tool.content(result, text)
         if not self.structured:
-            parts.append(b"]")
-        elif self.any_value or not (tool.wraps or text[0] != "{"):
-            parts += (b'],"structuredContent":', result)
-        else:
-            parts += (b'],"structuredContent":{"result":', result, b"}")
-        return b"".join((*parts, self.tail))
+            return self.head, content, b"]", self.tail
+        if self.any_value or (text[0] == "{" and not tool.wraps):
+            return self.head, content, b'],"structuredContent":', result, self.tail
+        return self.head, content, b'],"structuredContent":{"result":', result, b"}", self.tail
 
-    def error(self, error: RpcError) -> bytes:
-        """Return the `CallToolResult` for a call that failed."""
-        return b"".join((self.head, _text(wire.encode(explain(error))), b'],"isError":true', self.tail))
+    def error(self, error: RpcError) -> tuple[bytes, ...]:
+        """Return the `CallToolResult` for a call that failed, in pieces."""
+        return self.head, _text(wire.encode(explain(error))), b'],"isError":true', self.tail
 
 
 class Tool:
@@ -132,14 +130,13 @@ class Tool:
 
     def content(self, result: Raw, text: str) -> bytes:
         """Return the content blocks, without brackets, for a result that reads `text`."""
-        blocks = [self._spoken(result) or _text(wire.encode(text))]
-        if '"images"' in text:
-            blocks += [wire.encode(block) for block in _images(result)]
-        return b",".join(blocks)
+        block = (self._speaks and self._spoken(result)) or _text(wire.encode(text))
+        if '"images"' not in text:
+            return block
+        return b",".join((block, *(wire.encode(image) for image in _images(result))))
 
-    def _spoken(self, result: Raw) -> bytes | None:
-        if not self._speaks:
-            return None
+    @staticmethod
+    def _spoken(result: Raw) -> bytes | None:
         try:
             response = _decode_answer(result).response
         except msgspec.MsgspecError:
@@ -226,14 +223,15 @@ class ToolCall(Request):
 
     def respond(self, result: Any) -> None:
         """Answer with the tool's result."""
-        super().respond(self._shape.result(self._tool, result))
+        if self.id is not None:
+            self.outlet.send(wire.result_line(self.id, *self._shape.result(self._tool, result)))
 
     def fail(self, error: RpcError) -> None:
         """Answer with a tool error, which a model can read."""
         if isinstance(error, Cancelled):
             withdraw(self.outlet)
-        else:
-            super().respond(self._shape.error(error))
+        elif self.id is not None:
+            self.outlet.send(wire.result_line(self.id, *self._shape.error(error)))
 
     def notify(self, method: str, params: Any) -> None:
         """Send progress if it was asked for; streamed text is its message."""
