@@ -99,7 +99,7 @@ def _parser() -> "argparse.ArgumentParser":
         metavar="PARAM",
         help="one JSON object, or key=value (typed by the method's schema) and key:=JSON",
     )
-    call.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="give up after this long")
+    call.add_argument("--timeout", type=seconds, metavar="SECONDS", help="give up after this long")
     call.add_argument("--provider", metavar="NAME", help="which provider to ask")
     add("providers", _providers, "List the providers, with what each serves or why it cannot.")
     add("protocols", _protocols, "List the protocols and their methods.")
@@ -109,11 +109,12 @@ def _parser() -> "argparse.ArgumentParser":
     return parser
 
 
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds < float("inf"):
+def seconds(text: str) -> float:
+    """Read a time-out; argparse puts this function's name into its message."""
+    value = float(text)
+    if not 0 < value < float("inf"):
         raise ValueError(text)
-    return seconds
+    return value
 
 
 # ---- serve
