@@ -415,10 +415,12 @@ def test_what_is_forked_while_the_rest_is_killed_is_killed_as_well() -> None:
 
 def test_what_runs_as_another_user_is_left_alone_and_not_waited_for() -> None:
     program = """
-    pids = [os.fork() for _ in range(2)]
-    if 0 in pids:
-        time.sleep(1000)
-    kill = os.kill
+    def sleeper():
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(1000)
+        return pid
+    pids, kill = [sleeper(), sleeper()], os.kill
     def refuse(pid, number):
         if pid == pids[0]:
             raise PermissionError
