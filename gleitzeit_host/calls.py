@@ -221,6 +221,8 @@ _NAMES = {cls.code: cls.name for cls in RpcError.__subclasses__() if cls is not 
 class Caller:
     """The calls that one client, or one provider calling back, has under way."""
 
+    calls_back = False  # whether its calls may serve other calls
+
     def __init__(self) -> None:
         self.open_calls: dict[object, Call] = {}
 

@@ -25,13 +25,8 @@ gleitzeit-host speaks JSON-RPC 2.0, a message a line: pipe it in, or let an agen
 
 def main(arguments: list[str]) -> int:
     """Run one command; return 0, 1 (the call failed) or 2 (usage or configuration)."""
-    options = _parse(arguments)
-    if options.command is None and sys.stdin is not None and sys.stdin.isatty():
-        print(SHORT_HELP, end="")
-        return 0
-    run: Callable[[Any], int] = getattr(options, "run", _serve)
     try:
-        return run(options)
+        return _run(arguments)
     except ConfigurationError as error:
         print(f"gleitzeit-host: {error}", file=sys.stderr)
         return 2
@@ -40,6 +35,19 @@ def main(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader of our stdout is gone; keep the interpreter from flushing into it
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        options = _parse(arguments)
+        if options.command is None and sys.stdin is not None and sys.stdin.isatty():
+            print(SHORT_HELP, end="")
+            return 0
+        command: Callable[[Any], int] = getattr(options, "run", _serve)
+        return command(options)
+    finally:
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where it is known what to do if nobody reads
 
 
 def _parse(arguments: list[str]) -> "argparse.Namespace":
@@ -91,7 +99,7 @@ def _parser() -> "argparse.ArgumentParser":
         metavar="PARAM",
         help="one JSON object, or key=value (typed by the method's schema) and key:=JSON",
     )
-    call.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after this long")
+    call.add_argument("--timeout", type=seconds, metavar="SECONDS", help="give up after this long")
     call.add_argument("--provider", metavar="NAME", help="which provider to ask")
     add("providers", _providers, "List the providers, with what each serves or why it cannot.")
     add("protocols", _protocols, "List the protocols and their methods.")
@@ -99,6 +107,14 @@ def _parser() -> "argparse.ArgumentParser":
     trust.add_argument("file", nargs="?", type=Path, metavar="FILE")
     trust.add_argument("--revoke", action="store_true", help="trust it no longer")
     return parser
+
+
+def seconds(text: str) -> float:
+    """Read a time-out; argparse puts this function's name into its message."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError(text)
+    return value
 
 
 # ---- serve
@@ -157,7 +173,9 @@ def _call(options: "argparse.Namespace") -> int:
             params = read_params(options.params, route.method.params_schema() if route else {})
             if options.method in HOST_METHODS:
                 return await host.ask(options.method, params)
-            return wire.decode(await host.call(options.method, {**params, "_meta": _meta(options)}))
+            given = params.get("_meta", {})
+            params["_meta"] = {**given, **_meta(options)} if isinstance(given, dict) else given
+            return wire.decode(await host.call(options.method, params))
         except RpcError as error:
             return error
 

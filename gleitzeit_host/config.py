@@ -118,9 +118,18 @@ def search_path(extra: Iterable[Path]) -> list[Path]:
 
 
 def state_folder() -> Path:
-    """Return where logs, states and trust are kept, for this user alone."""
+    """Return where logs, states and trust are kept, for this user alone.
+
+    Raises:
+        ConfigurationError: it is not there and cannot be made.
+    """
     folder = _folder("state")
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the state folder {folder} cannot be made: {error.strerror}; set XDG_STATE_HOME to another"
+        ) from None
     return folder
 
 
@@ -136,7 +145,11 @@ def _folder(kind: str) -> Path:
     given = os.environ.get(variable, "")
     if Path(given).is_absolute():
         return Path(given) / "gleitzeit"
-    return Path.home() / (on_macos if sys.platform == "darwin" else usual) / "gleitzeit"
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without an entry in the system's list, as containers have them
+        raise ConfigurationError(f"there is no home folder: set HOME, or {variable} to an absolute path") from None
+    return home / (on_macos if sys.platform == "darwin" else usual) / "gleitzeit"
 
 
 # ---- loading
@@ -168,7 +181,7 @@ def load(explicit: Path | None, cwd: Path) -> Config:
         own = _merge(own, table)
     parsed = convert(own, _File, other or user_file)
     roots = _default_roots(cwd) if parsed.roots is None else [Path(root) for root in parsed.roots]
-    warnings += [f"The root {root} does not exist" for root in roots if not root.exists()]
+    warnings += [f"The root {root} does not exist" for root in roots if not os.path.exists(root)]  # noqa: PTH110
     return Config(
         roots=roots,
         limits=parsed.limits,
@@ -186,15 +199,25 @@ def load(explicit: Path | None, cwd: Path) -> Config:
 def _read(path: Path) -> tuple[dict[str, Any], str]:
     """Parse and check one file; return the table, its roots absolute, and the SHA-256 of what it was read from."""
     table, content = read_toml(path)
+    providers = table.get("providers")
+    for name, provider in providers.items() if isinstance(providers, dict) else ():
+        convert(provider, ProviderConfig, path, f"providers.{name}")  # one by one, so that an error names it
     convert(table, _File, path)
     if "roots" in table:
-        table["roots"] = [str((path.parent / Path(root).expanduser()).resolve()) for root in table["roots"]]
+        table["roots"] = [_root(root, path) for root in table["roots"]]
     return table, hashlib.sha256(content).hexdigest()
+
+
+def _root(root: str, path: Path) -> str:
+    try:
+        return str((path.parent / Path(root).expanduser()).resolve())
+    except (RuntimeError, ValueError) as error:  # ~nobody, links in a circle, a zero byte
+        raise ConfigurationError(f"{path}: roots: {root!r}: {error}") from None
 
 
 def _find(cwd: Path) -> Path | None:
     for folder in [cwd.resolve(), *cwd.resolve().parents]:
-        if (folder / FILE_NAME).is_file():
+        if os.path.isfile(folder / FILE_NAME):  # noqa: PTH113 - is_file() raises for a folder that may not be searched
             return (folder / FILE_NAME).resolve()
     return None
 
@@ -256,7 +279,7 @@ def trusted() -> dict[Path, str]:
     try:
         store = json.loads((state_folder() / "trusted.json").read_text("utf-8"))
         return {Path(path): str(digest) for path, digest in store.items()}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ConfigurationError, ValueError, AttributeError):
         return {}
 
 

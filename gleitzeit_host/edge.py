@@ -118,14 +118,20 @@ class Edge(Client):
 
     def adopt(self, call: Call) -> None:
         """Keep a call, and read no further while there are too many or too large ones."""
-        super().adopt(call)
-        self._held += call.request.size
+        request = call.request
+        key: object = request.id
+        if key is None or key in self.open_calls:
+            super().adopt(call)
+        else:
+            call.key = key
+            self.open_calls[key] = call
+        self._held += request.size
         if self._held > self._max_held or len(self.open_calls) >= self._max_open:
             self._pause("busy")
 
     def forget(self, call: Call) -> None:
         """Drop a call that is done."""
-        super().forget(call)
+        self.open_calls.pop(call.key, None)
         self._held -= call.request.size
         if self._reasons and self._has_room():
             self._resume("busy")

@@ -25,6 +25,8 @@ LINUX = sys.platform == "linux"
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 KILL_ALL = signal.SIGUSR1  # guard → keeper
+TO_KEEPERS = (signal.SIGTERM, KILL_ALL)
+PROC = os.path.exists("/proc/self/stat")
 
 if LINUX:
     import ctypes
@@ -35,6 +37,7 @@ if LINUX:
 def main() -> None:
     """Serve the host until its end of the socket closes, then kill whatever is left."""
     os.setsid()
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])  # the host's launcher may have blocked any
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     if LINUX:
@@ -78,10 +81,11 @@ class Guard:
         """Kill everything, and leave when it is gone."""
         for id in list(self.keepers):
             self.signal(id, KILL_ALL)
-        if LINUX:
+        if PROC:
             kill_everything_below()
-        while self.keepers:
-            self.reap(wait=True)
+        else:
+            while self.keepers:
+                self.reap(wait=True)
 
     def receive(self) -> bool:
         """Read and carry out what the host has sent; return False at its end."""
@@ -104,16 +108,27 @@ class Guard:
         """Carry out one order."""
         if "spawn" in order:
             streams, self.descriptors = self.descriptors[:3], self.descriptors[3:]
-            pid = os.fork()
-            if pid == 0:
-                self.become_keeper(order, streams)
+            self.spawn(order, streams)
             for fd in streams:
                 os.close(fd)
-            self.keepers[order["spawn"]] = pid
         elif "terminate" in order:
             self.signal(order["terminate"], signal.SIGTERM)
         else:
             self.signal(order["kill"], KILL_ALL)
+
+    def spawn(self, order: dict, streams: list[int]) -> None:  # type: ignore[type-arg]
+        """Fork a keeper. What it is signalled from the first moment on waits until it has handlers."""
+        guard = os.getpid()
+        signal.pthread_sigmask(signal.SIG_BLOCK, TO_KEEPERS)
+        try:
+            pid = os.fork()
+        except OSError as error:  # too many processes, no memory: the providers that run are none the worse
+            tell(self.host, {"id": order["spawn"], "error": f"no process can be forked: {error.strerror}"})
+        else:
+            if pid == 0:
+                self.become_keeper(guard, order, streams)
+            self.keepers[order["spawn"]] = pid
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, TO_KEEPERS)
 
     def signal(self, id: int, number: int) -> None:
         """Signal a keeper; one that has been reaped is not in the table, so no stranger can be hit."""
@@ -121,7 +136,7 @@ class Guard:
         if pid is not None:
             os.kill(pid, number)
 
-    def become_keeper(self, order: dict, streams: list[int]) -> None:  # type: ignore[type-arg]
+    def become_keeper(self, guard: int, order: dict, streams: list[int]) -> None:  # type: ignore[type-arg]
         """Turn this fork of the guard into a keeper. Does not return."""
         try:
             signal.set_wakeup_fd(-1)
@@ -129,7 +144,7 @@ class Guard:
                 os.close(fd)
             argv = [word.encode("latin-1") for word in order["argv"]]
             env = {name.encode("latin-1"): value.encode("latin-1") for name, value in order["env"].items()}
-            keep(self.host, order["spawn"], argv, env, streams)
+            keep(self.host, guard, order["spawn"], argv, env, streams)
         finally:
             os._exit(1)
 
@@ -148,16 +163,19 @@ class Guard:
             if id is not None:
                 del self.keepers[id]
                 if status != 0:
-                    kill_everything_below(spare=frozenset(self.keepers.values()))
+                    if PROC:
+                        kill_everything_below(spare=frozenset(self.keepers.values()))
                     tell(self.host, {"id": id, "exit": -int(signal.SIGKILL)})
 
 
-def keep(host: "_socket.socket", id: int, argv: list[bytes], env: dict[bytes, bytes], streams: list[int]) -> None:
-    """Start a provider, wait for its end, and leave nothing of it. Does not return."""
+def keep(
+    host: "_socket.socket", guard: int, id: int, argv: list[bytes], env: dict[bytes, bytes], streams: list[int]
+) -> None:
+    """Start a provider, wait for its end, and leave nothing of it. Does not return. TO_KEEPERS are blocked before."""
     if LINUX:
         _prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         _prctl(PR_SET_PDEATHSIG, int(KILL_ALL), 0, 0, 0)
-        if os.getppid() == 1:  # the guard died before the line above
+        if os.getppid() != guard:  # it died before the line above
             os._exit(1)
     provider = 0
 
@@ -170,13 +188,12 @@ def keep(host: "_socket.socket", id: int, argv: list[bytes], env: dict[bytes, by
             signal_group(provider, signal.SIGKILL)
             kill(descendants(frozenset()))
 
-    # blocked until the provider's pid is known, so that no signal finds a provider that it cannot kill
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, KILL_ALL])
     signal.signal(signal.SIGTERM, terminate)
     signal.signal(KILL_ALL, kill_all)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(lift(streams))]
-    defaults = [signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE, KILL_ALL, signal.SIGCHLD]
+    # all, as this interpreter ignores some, and the host's launcher may have had more of them ignored
+    defaults = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
     try:
         provider = os.posix_spawn(
             argv[0], argv, env, file_actions=actions, setsid=True, setsigmask=[], setsigdef=defaults
@@ -187,11 +204,12 @@ def keep(host: "_socket.socket", id: int, argv: list[bytes], env: dict[bytes, by
     for _, fd, _ in actions:
         os.close(fd)
     tell(host, {"id": id, "pid": provider})
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, KILL_ALL])
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, TO_KEEPERS)  # not before its pid is known, or it could not be killed
     status = wait_for(provider)
     signal_group(provider, signal.SIGKILL)
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, KILL_ALL])  # its pid is free from here on
-    kill_everything_below()
+    signal.pthread_sigmask(signal.SIG_BLOCK, TO_KEEPERS)  # its pid is free from here on
+    if PROC:
+        kill_everything_below()
     tell(host, {"id": id, "exit": status})
     os._exit(0)
 
@@ -238,31 +256,47 @@ def signal_group(leader: int, number: int) -> None:
         pass
 
 
-def kill(pids: list[int]) -> None:
-    """Stop all, so that none forks on meanwhile, then kill all."""
+def kill(pids: list[int]) -> "set[int]":
+    """Stop all, so that none forks on meanwhile, then kill all; return those that run as another user (sudo)."""
+    foreign = set()
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for pid in pids:
             try:
                 os.kill(pid, number)
+            except PermissionError:
+                foreign.add(pid)
             except OSError:
                 pass
+    return foreign
 
 
 def kill_everything_below(spare: "frozenset[int]" = frozenset()) -> None:
     """Kill and reap every descendant but the children to be spared, and what is below those.
 
-    Orphans come back to this process, a subreaper, so the work is done when no other child is left.
+    Orphans come back to this process, a subreaper, so the work is done when no other child is left. Only what has been
+    sent SIGKILL is waited for: what was forked meanwhile is found, and killed, in the next round.
     """
+    left_alone = set(spare)
     while True:
-        kill(descendants(spare))
-        children = [pid for pid, parent in parents() if parent == os.getpid() and pid not in spare]
-        if not children:
+        found = descendants(frozenset(left_alone))
+        left_alone |= kill(found)
+        for pid in found:
+            if pid not in left_alone:
+                try:
+                    os.waitpid(pid, 0)
+                except ChildProcessError:  # not a child yet: its parent is still on its way out
+                    pass
+        if not found and (left_alone or not has_children()):
             return
-        for pid in children:
-            try:
-                os.waitpid(pid, 0)
-            except ChildProcessError:
-                pass
+
+
+def has_children() -> bool:
+    """Ask the kernel, which misses none: a process that forks and exits all the time slips through a look at /proc."""
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def descendants(spare: "frozenset[int]") -> list[int]:

@@ -81,8 +81,8 @@ def read(result: Raw) -> Hello:
         version = msgspec.json.decode(result, type=dict[str, Raw]).get("protocolVersion")
         if version is not None and bytes(version) != b"%d" % PROTOCOL_VERSION:
             raise Refused(
-                f"Its protocolVersion is {bytes(version)[:40].decode()}, this host speaks {PROTOCOL_VERSION} (an integer): "
-                "install a provider or a host of the same version"
+                f"Its protocolVersion is {bytes(version)[:40].decode()}, this host speaks {PROTOCOL_VERSION} "
+                "(an integer): install a provider or a host of the same version"
             )
         return msgspec.json.decode(result, type=Hello)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

@@ -51,6 +51,7 @@ class Host:
         self.processes = processes
         self.warnings = list(config.warnings)
         self._search_path = search_path
+        self._state_folder = configuration.state_folder()
         self._started_at = time.monotonic()
         self._grace: float | None = None  # seconds for each rung of the stop ladder; None: the provider's own
 
@@ -74,18 +75,17 @@ class Host:
         self.router = Router(self.protocols.values(), self.config.limits)
         self.router.on_broken = self._protocol_is_broken
         self._unchecked = list(self.protocols.values())
-        state_folder = configuration.state_folder()
         self.supervisor = Supervisor(
             tasks,
             self.processes,
-            StateFiles(state_folder / "providers" / self.config.key),
+            StateFiles(self._state_folder / "providers" / self.config.key),
             self.protocols,
             self.config,
             os.environ,
             sys.executable,
         )
         self._tasks = tasks
-        logs = ProviderLogs(state_folder)
+        logs = ProviderLogs(self._state_folder)
         for name, manifest in manifests.items():
             settings = configuration.provider_config(self.config, name)
             provider = Provider(manifest, settings, self.router, ProviderLog(name, logs), self._start)

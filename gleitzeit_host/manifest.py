@@ -12,6 +12,7 @@ from gleitzeit_host.errors import ConfigurationError
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
+Word = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*$")]  # a zero byte would end it
 Variable = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 _BASICS = frozenset({"PATH", "HOME", "USER", "SHELL", "LANG", "TZ", "TMPDIR"})
@@ -35,7 +36,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A provider as its folder describes it; docs/configuration.md has the keys."""
 
     name: Name
-    command: Annotated[list[str], msgspec.Meta(min_length=1)]
+    command: Annotated[list[Word], msgspec.Meta(min_length=1)]
     description: str = ""
     methods: list[str] | None = None
     env: list[Variable] = []
@@ -118,6 +119,9 @@ def convert(table: dict[str, Any], kind: type[Any], path: Path, where: str = "")
 
 def _explain(message: str, kind: type[Any], where: str) -> str:
     problem, _, place = message.partition(" - at `$")
+    if problem == message and " - at `key` in `$" in message:
+        problem, _, place = message.partition(" - at `key` in `$")
+        problem = f"one of its keys: {problem}"
     place = (where + place.rstrip("`")).lstrip(".")
     if "unknown field" in problem:
         field = problem.rsplit("`", 2)[1]

@@ -31,6 +31,7 @@ class _ErrorObject(msgspec.Struct):
     data: Any = None
 
 
+LONG = 64 * 1024  # bytes from which on a line is not copied to add its newline
 log = logging.getLogger("gleitzeit_host")
 _decode_error = msgspec.json.Decoder(_ErrorObject).decode
 
@@ -113,14 +114,16 @@ class Turn:
         """Return the monotonic time in seconds; within a chunk, that of its beginning."""
         return self._now if self._depth else time.monotonic()
 
-    def __enter__(self) -> None:
+    def begin(self) -> None:
+        """A chunk is going to be handled."""
         if not self._depth:
             self._now = time.monotonic()
         self._depth += 1
 
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
+        """It has been handled."""
         self._depth -= 1
-        if not self._depth:
+        if not self._depth and self._peers:
             self.flush()
 
     def note(self, peer: "Peer") -> None:
@@ -189,16 +192,16 @@ class Peer:
     def _handle(self, lines: list[bytes]) -> None:
         if self._paused:
             self._kept += lines
-        else:
-            self._handle_now(lines)
-
-    def _handle_now(self, lines: list[bytes]) -> None:
-        with self._turn:
+            return
+        self._turn.begin()
+        try:
             for index, line in enumerate(lines, 1):
                 self._line(line)
-                if self._paused:
-                    self._kept = lines[index:]
+                if self._paused:  # by what the line caused
+                    self._kept = lines[index:]  # type: ignore[unreachable]
                     return
+        finally:
+            self._turn.end()
 
     def _line(self, line: bytes) -> None:
         try:
@@ -267,7 +270,10 @@ class Peer:
 
     def flush(self) -> None:
         """Write what was sent."""
-        if self._out:
+        if len(self._out) == 1 and len(self._out[0]) > LONG:
+            self._write(self._out.pop())
+            self._write(b"\n")
+        elif self._out:
             self._out.append(b"")
             data = b"\n".join(self._out)
             self._out.clear()

@@ -1,6 +1,7 @@
 """The host's end of the guard: starts processes that cannot outlive the host."""
 
 import array
+import contextlib
 import os
 import signal
 import socket
@@ -71,6 +72,9 @@ class Processes:
         actions = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, null, 1)]
         try:
             self._guard = os.posix_spawn(sys.executable, argv, env, file_actions=actions)
+        except OSError:
+            ours.close()
+            raise
         finally:
             os.close(null)
             theirs.close()
@@ -89,22 +93,23 @@ class Processes:
 
         The callbacks run on the loop: `on_started` with the pid and then `on_exit` with the exit status (negative: the
         signal that ended it) once nothing of it is left, or `on_error` with why it could not be started.
+
+        Raises:
+            OSError: there are no descriptors left.
         """
         self.start()
         self._watch()
         process = Process(self, self._next_id, on_started, on_exit, on_error)
         self._next_id += 1
+        (stdin, process.stdin), (process.stdout, stdout), (process.stderr, stderr) = _pipes(3)
+        for fd in (process.stdin, process.stdout, process.stderr):
+            os.set_blocking(fd, False)
         self._running[process.id] = process
-        theirs: list[int] = []
-        for name, read_end_is_ours in (("stdin", False), ("stdout", True), ("stderr", True)):
-            read, write = os.pipe()
-            ours, other = (read, write) if read_end_is_ours else (write, read)
-            os.set_blocking(ours, False)
-            setattr(process, name, ours)
-            theirs.append(other)
         words = [_find(argv[0], env.get("PATH", os.defpath)), *argv[1:]]
         environment = {_text(name): _text(value) for name, value in env.items()}
-        self.order({"spawn": process.id, "argv": [_text(word) for word in words], "env": environment}, theirs)
+        self.order(
+            {"spawn": process.id, "argv": [_text(word) for word in words], "env": environment}, [stdin, stdout, stderr]
+        )
         return process
 
     def order(self, order: dict[str, object], descriptors: list[int] | None = None) -> None:
@@ -122,10 +127,15 @@ class Processes:
         self._watch()
         loop = _loop()
         self._closed = loop.create_future()
-        timer = loop.call_later(_GUARD_EXIT, os.kill, self._guard, signal.SIGKILL)
+        timer = loop.call_later(_GUARD_EXIT, self._abandon)
         self._socket.shutdown(socket.SHUT_WR)
         await self._closed
         timer.cancel()
+
+    def _abandon(self) -> None:
+        """Kill a guard that does not come to an end: something below it cannot be killed, not even by its keeper."""
+        os.kill(self._guard, signal.SIGKILL)
+        self._guard_lost()
 
     # ---- the socket
 
@@ -206,11 +216,12 @@ class Processes:
             for fd in descriptors:
                 os.close(fd)
         self._unsent.clear()
-        os.waitpid(self._guard, 0)
+        with contextlib.suppress(ChildProcessError):  # the host's launcher had SIGCHLD ignored
+            os.waitpid(self._guard, 0)
         running, self._running = self._running, {}
         for process in running.values():
             process.on_exit(-signal.SIGKILL)
-        if self._closed is not None:
+        if self._closed is not None and not self._closed.done():
             self._closed.set_result(None)
 
 
@@ -224,6 +235,19 @@ def _msgspec() -> Any:
     import msgspec.json  # noqa: PLC0415 - as above
 
     return msgspec.json
+
+
+def _pipes(count: int) -> list[tuple[int, int]]:
+    """Make several pipes (read end, write end), or none; raises OSError."""
+    made: list[tuple[int, int]] = []
+    try:
+        for _ in range(count):
+            made.append(os.pipe())  # noqa: PERF401 - a comprehension would lose those made before an error
+    except OSError:
+        for fd in (fd for pipe in made for fd in pipe):
+            os.close(fd)
+        raise
+    return made
 
 
 def _text(value: str) -> str:

@@ -372,6 +372,8 @@ class _LogRecord(msgspec.Struct):
 class CallBacks(Caller):
     """The calls that a provider makes through the host."""
 
+    calls_back = True
+
     def __init__(self, provider: Provider) -> None:
         super().__init__()
         self._provider = provider

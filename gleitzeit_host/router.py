@@ -157,7 +157,8 @@ class Router:
             del params["_meta"]
         if request.meta is not None:
             meta = request.meta
-        self._start_early(route)
+        if len(route.providers) == 1 and not route.providers[0].slots:
+            route.providers[0].start()  # if it is idle: it starts while the params are validated for the first time
         try:
             route.method.validate(params)
         except ConfigurationError as error:
@@ -169,15 +170,9 @@ class Router:
             call.stream_token = bytes(meta.progress_token)
         elif route.method.streams and params.get("stream") is True and request.id is not None:
             call.stream_token = request.id
-        self._bound(call, caller.parent_of(meta))
+        self._bound(call, caller.parent_of(meta) if caller.calls_back else None)
         caller.adopt(call)
         return call
-
-    @staticmethod
-    def _start_early(route: Route) -> None:
-        """Let the only provider start while the params are validated: both take milliseconds, the first time."""
-        if len(route.providers) == 1 and not route.providers[0].slots:
-            route.providers[0].start()
 
     def _bound(self, call: Call, parent: Call | None) -> None:
         """Give the call its deadline; a call-back inherits its parent's time, trace and depth."""
@@ -205,7 +200,7 @@ class Router:
         if not route.waiting:
             provider = self._choose(route, call)
             if provider is not None:
-                provider.send(call, self.turn.now())
+                provider.send(call, self.turn.now() if call.retried else call.created)
                 return
         error = self._wake(route, call) or (None if first else self._full(route, call))
         if error is not None:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import queue
 import select
@@ -104,18 +105,55 @@ def _enlarge(fd: int) -> None:
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
 
 
-class _Flush:
-    """Lets a writer's owner wait until everything is written, or lost."""
+@functools.cache
+def _keep_memory() -> None:
+    """Have malloc keep what messages of some megabytes need.
 
-    def __init__(self) -> None:
+    By default glibc gives such blocks back to the system at once; faulting them in again for the next message costs
+    more than all else that is done with it. Larger blocks are still given back.
+    """
+    import ctypes  # noqa: PLC0415 - 4 ms, only with the first large message
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # glibc
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h
+        mallopt(trim_threshold, 32 * 1024 * 1024)
+        mallopt(mmap_threshold, 4 * 1024 * 1024)
+
+
+class _Pending:
+    """Counts what a writer has not written yet, for those who wait for it or should write less."""
+
+    def __init__(self, on_pressure: Callable[[bool], None]) -> None:
+        self.pending = 0  # bytes
+        self._on_pressure = on_pressure
+        self._pressed = False
         self._waiting: list[asyncio.Future[None]] = []
 
-    async def wait(self) -> None:
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
-        await future
+    async def flush(self) -> None:
+        """Wait until everything is written, or nobody will read it."""
+        if self.pending:
+            future = asyncio.get_running_loop().create_future()
+            self._waiting.append(future)
+            await future
 
-    def done(self) -> None:
+    def _grew(self, size: int) -> None:
+        self.pending += size
+        if not self._pressed and self.pending > HIGH_WATER:
+            self._pressed = True
+            self._on_pressure(True)
+
+    def _shrank(self, size: int) -> None:
+        self.pending -= size
+        if not self.pending:
+            self._flushed()
+        if self._pressed and self.pending < LOW_WATER:
+            self._pressed = False
+            self._on_pressure(False)
+
+    def _flushed(self) -> None:
+        """Nothing is pending, or it never will be written."""
+        self.pending = 0
         waiting, self._waiting = self._waiting, []
         for future in waiting:
             if not future.done():
@@ -170,6 +208,7 @@ class PollReader:
                 if not self._enlarged:
                     self._enlarged = True
                     _enlarge(self._fd)
+                    _keep_memory()
                 self._size = READ_SIZE_MAX
             else:
                 self._size = READ_SIZE
@@ -254,21 +293,18 @@ class ThreadReader:
             self._on_end()
 
 
-class PollWriter:
+class PollWriter(_Pending):
     """Writes to a non-blocking descriptor; what it does not take waits for the loop to say that it is writable."""
 
     def __init__(self, fd: int, on_lost: Callable[[], None], on_pressure: Callable[[bool], None]) -> None:
+        super().__init__(on_pressure)
         self._fd = fd
         self._on_lost = on_lost
-        self._on_pressure = on_pressure
         self._backlog: deque[bytes | memoryview] = deque()
         self._loop = asyncio.get_running_loop()
         self._closing = False
         self._closed = False
-        self._pressed = False
         self._enlarged = False
-        self.pending = 0
-        self._flush = _Flush()
         self._watch = _watch_for_hang_up(fd, self._hung_up)
 
     def write(self, data: bytes) -> None:
@@ -277,28 +313,20 @@ class PollWriter:
             return
         if self._backlog:
             self._backlog.append(data)
-            self.pending += len(data)
-        else:
-            written = self._try(data)
-            if written == len(data) or self._closed:
-                return
-            if not self._enlarged:
-                self._enlarged = True
-                _enlarge(self._fd)
-                written += self._try(memoryview(data)[written:])
-                if written == len(data) or self._closed:
-                    return
+            self._grew(len(data))
+            return
+        try:
+            written = self._send(data)
+        except OSError:
+            written = self._try(data)  # which knows what to do about it
+        if written < len(data) and not (self._closed or self._enlarged):
+            self._enlarged = True
+            _enlarge(self._fd)
+            written += self._try(memoryview(data)[written:])
+        if written < len(data) and not self._closed:
             self._backlog.append(memoryview(data)[written:])
-            self.pending = len(data) - written
             self._loop.add_writer(self._fd, self._writable)
-        if not self._pressed and self.pending > HIGH_WATER:
-            self._pressed = True
-            self._on_pressure(True)
-
-    async def flush(self) -> None:
-        """Wait until everything is written, or nobody will read it."""
-        if self.pending:
-            await self._flush.wait()
+            self._grew(len(data) - written)
 
     def close(self) -> None:
         """Close the descriptor once everything is written."""
@@ -328,19 +356,15 @@ class PollWriter:
             written = self._try(data)
             if self._closed:
                 return
-            self.pending -= written
             if written < len(data):
                 self._backlog[0] = memoryview(data)[written:]
-                break
+                self._shrank(written)
+                return
             self._backlog.popleft()
-        if self._pressed and self.pending < LOW_WATER:
-            self._pressed = False
-            self._on_pressure(False)
-        if not self._backlog:
-            self._loop.remove_writer(self._fd)
-            self._flush.done()
-            if self._closing:
-                self._close()
+            self._shrank(written)
+        self._loop.remove_writer(self._fd)
+        if self._closing:
+            self._close()
 
     def _hung_up(self) -> None:
         if not self._closed:
@@ -357,8 +381,7 @@ class PollWriter:
         if self._backlog:
             self._loop.remove_writer(self._fd)
             self._backlog.clear()
-        self.pending = 0
-        self._flush.done()
+        self._flushed()
         if self._watch is not None:
             self._loop.remove_reader(self._watch.fileno())
             self._watch.close()
@@ -401,35 +424,23 @@ def _watch_for_hang_up(fd: int, on_hang_up: Callable[[], None]) -> "select.epoll
     return watch
 
 
-class ThreadWriter:
+class ThreadWriter(_Pending):
     """Writes in a thread what no loop can wait for."""
 
     def __init__(self, fd: int, on_lost: Callable[[], None], on_pressure: Callable[[bool], None]) -> None:
+        super().__init__(on_pressure)
         self._fd = fd
         self._on_lost = on_lost
-        self._on_pressure = on_pressure
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._pressed = False
         self._lost = False
-        self._flush = _Flush()
-        self.pending = 0
         threading.Thread(target=self._run, name="stdout", daemon=True).start()
 
     def write(self, data: bytes) -> None:
         """Queue the bytes for the thread."""
-        if self._lost:
-            return
-        self.pending += len(data)
-        self._queue.put(data)
-        if not self._pressed and self.pending > HIGH_WATER:
-            self._pressed = True
-            self._on_pressure(True)
-
-    async def flush(self) -> None:
-        """Wait until everything is written, or nobody will read it."""
-        if self.pending:
-            await self._flush.wait()
+        if not self._lost:
+            self._queue.put(data)
+            self._grew(len(data))
 
     def close(self) -> None:
         """Close the descriptor once everything is written."""
@@ -449,23 +460,14 @@ class ThreadWriter:
             except OSError:  # the reader is gone, the disk is full
                 self._tell(self._lose)
                 return
-            self._tell(self._written, len(data))
+            self._tell(self._shrank, len(data))
         os.close(self._fd)
 
     def _tell(self, callback: Callable[..., None], *args: int) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has closed
             self._loop.call_soon_threadsafe(callback, *args)
 
-    def _written(self, size: int) -> None:
-        self.pending -= size
-        if not self.pending:
-            self._flush.done()
-        if self._pressed and self.pending < LOW_WATER:
-            self._pressed = False
-            self._on_pressure(False)
-
     def _lose(self) -> None:
         self._lost = True
-        self.pending = 0
-        self._flush.done()
+        self._flushed()
         self._on_lost()

@@ -188,6 +188,24 @@ def test_a_reader_that_is_gone_makes_no_traceback(shell: Shell) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("command", [["providers"], ["protocols"], ["--help"], ["--version"], ["trust"]])
+def test_a_list_that_nobody_reads_makes_no_traceback(shell: Shell, command: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = shell(*command, capture_output=False, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert done.stderr == ""
+
+
+def test_a_launcher_that_ignores_the_end_of_its_children_makes_no_difference(shell: Shell) -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # inherited by the host; subprocess copes with it
+    try:
+        done = shell("call", "echo/say", "message=x")
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert (json.loads(done.stdout), done.stderr) == ({"response": "x"}, "")
+
+
 def test_an_interrupt_ends_a_call_and_all_that_it_started(shell: Shell, tmp_path: Path) -> None:
     add_misbehave(tmp_path / "path")
     with subprocess.Popen(

@@ -10,7 +10,7 @@ from support.host import StartHost
 
 from gleitzeit_host import config
 from gleitzeit_host.errors import ConfigurationError
-from gleitzeit_host.manifest import Manifest
+from gleitzeit_host.manifest import Manifest, ProviderLimits
 
 
 @pytest.fixture(autouse=True)
@@ -146,9 +146,18 @@ def test_a_trust_store_that_cannot_be_read_trusts_nothing(found: Path, work: Pat
         ("[limits]\nqeue = 3\n", "limits.qeue: unknown key; did you mean `queue`?"),
         ("[limits]\nqueue = 0\n", "limits.queue: Expected `int` >= 1"),
         ('[limits]\nqueue = "many"\n', "limits.queue: Expected `int`, got `str`"),
-        ("[providers.UPPER]\n", "providers"),
-        ("[providers.x.limits]\nmax_restart = 1\n", "providers[...].limits.max_restart: unknown key"),
-        ('[protocols]\nllm = "1"\n', "protocols"),
+        ("[providers.UPPER]\n", "providers: one of its keys: Expected `str` matching regex"),
+        (
+            "[providers.x.limits]\nmax_restart = 1\n",
+            "providers.x.limits.max_restart: unknown key; did you mean `max_restarts`?",
+        ),
+        ('[protocols]\nllm = "1"\n', "protocols[...]: Expected `str` matching regex"),
+        ("[limits]\ndefault_timeout = nan\n", "limits.default_timeout: Expected `float` > 0.0"),
+        ("[limits]\ndepth = 1e300\n", "limits.depth"),
+        ("roots = [3]\n", "roots[0]: Expected `str`"),
+        ('roots = ["~no such user/x"]\n', "roots: '~no such user/x'"),
+        ('roots = ["a\\u0000b"]\n', "roots: 'a\\x00b'"),
+        ('[providers.echo]\nenv = ["A=B"]\n', "providers.echo.env[0]"),
         ("[limits\n", "not TOML"),
         ('roots = "."\n', "roots: Expected `array | null`"),
     ],
@@ -162,13 +171,97 @@ def test_an_error_names_the_file_and_the_key(work: Path, text: str, complaint: s
     assert complaint in str(caught.value)
 
 
+def test_roots_that_are_links_in_a_circle_or_too_long_are_no_traceback(work: Path) -> None:
+    (work / "circle").symlink_to("circle")
+    named = work / "named.toml"
+    named.write_text(f'roots = ["circle", "{"x" * 5000}"]\n')
+    try:  # what a circle is depends on the Python version: an error, or a root that does not exist
+        assert len(config.load(named, work).warnings) == 2
+    except ConfigurationError as error:
+        assert "circle" in str(error)  # noqa: PT017
+
+
+def test_a_file_that_is_not_utf_8_or_not_readable_is_an_error(work: Path) -> None:
+    (work / "named.toml").write_bytes(b"roots = ['\xff']\n")
+    with pytest.raises(ConfigurationError, match="not TOML"):
+        config.load(work / "named.toml", work)
+    with pytest.raises(ConfigurationError, match="Is a directory"):
+        config.load(work / "below", work)
+
+
+def test_an_untrusted_limit_may_be_lower_than_the_users_own_only(folders: Path, work: Path) -> None:
+    folders.write_text("[limits]\nqueue = 50\nmax_timeout = 20\n")
+    (work / "gleitzeit.toml").write_text("[limits]\nqueue = 51\nmax_timeout = 20\nbatch = 1000\ndepth = 127\n")
+    loaded = config.load(None, work)
+    expected = config.Limits(queue=50, max_timeout=20.0, batch=1000, depth=127)
+    assert loaded.limits == expected
+    assert len(loaded.warnings) == 1
+    assert "limits.queue is ignored" in loaded.warnings[0]
+
+
+KEYS = {
+    "env": '["A"]',
+    "calls": '["*"]',
+    "start": '"eager"',
+    "enabled": "true",
+    "replicas": "{max = 9}",
+    "limits": "{concurrency = 900}",
+}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_found_file_may_not_set_what_widens_a_provider(work: Path, key: str) -> None:
+    (work / "gleitzeit.toml").write_text(f"[providers.echo]\n{key} = {KEYS[key]}\n")
+    loaded = config.load(None, work)
+    assert loaded.providers["echo"] == config.ProviderConfig()
+    assert [f"providers.echo.{key} is ignored" in warning for warning in loaded.warnings] == [True]
+    named = config.load(work / "gleitzeit.toml", work)
+    assert named.warnings == []
+
+
+def test_every_key_of_a_provider_is_either_harmless_or_refused_to_a_found_file() -> None:
+    known = set(config.ProviderConfig.__struct_fields__)
+    assert known == {*KEYS, "settings", "timeout", "priority", "weight"}  # a new key: decide, and test it above
+
+
+def test_a_trusted_file_that_is_moved_is_trusted_no_longer(found: Path, work: Path) -> None:
+    config.trust(found)
+    found.rename(work / "below" / "gleitzeit.toml")
+    assert config.load(None, work / "below").providers["python"].env == []
+
+
+def test_the_limits_of_a_provider_are_the_manifests_where_the_configuration_is_silent(work: Path) -> None:
+    (work / "named.toml").write_text("[providers.echo.limits]\nmax_restarts = 0\nstop_timeout = 9\n")
+    echo = config.provider_config(config.load(work / "named.toml", work), "echo")
+    manifest = Manifest(name="echo", command=["x"], limits=ProviderLimits(start_timeout=3, max_restarts=7))
+    limits = config.provider_limits(manifest, echo)
+    assert limits == ProviderLimits(start_timeout=3, max_restarts=0, stop_timeout=9)
+
+
+def test_a_state_folder_that_cannot_be_made_is_an_error_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    with pytest.raises(ConfigurationError, match="XDG_STATE_HOME"):
+        config.state_folder()
+    assert config.trusted() == {}
+
+
+def test_a_relative_xdg_folder_is_ignored_as_its_specification_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "relative")
+    assert config.state_folder().is_relative_to(tmp_path / "home")
+
+
 def test_a_named_file_that_is_missing_is_an_error(work: Path) -> None:
     with pytest.raises(ConfigurationError, match="No such file"):
         config.load(work / "missing.toml", work)
 
 
 toml_values: Any = st.recursive(
-    st.booleans() | st.integers(-(2**60), 2**60) | st.text("abc./~*", max_size=6),
+    st.booleans() | st.integers(-(2**70), 2**70) | st.text("abc./~*", max_size=6) | st.just("a\\u0000b"),
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", min_size=1, max_size=3), inner, max_size=3)
     ),
@@ -177,6 +270,7 @@ toml_values: Any = st.recursive(
 keys = [
     "roots",
     "limits",
+    "default_timeout",
     "expose",
     "protocols",
     "providers",
@@ -223,6 +317,25 @@ def test_the_search_path_is_in_order_and_a_missing_folder_is_an_error(
     assert config.search_path([work])[:3] == [work, work / "below", tmp_path / "home" / "data" / "gleitzeit"]
     with pytest.raises(ConfigurationError, match="no such folder"):
         config.search_path([tmp_path / "nothing"])
+
+
+def test_the_reference_has_every_key() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "configuration.md").read_text("utf-8")
+    own, manifests = text.split("## provider.toml")
+    prefixes: dict[str, Any] = {
+        "limits.": config.Limits,
+        "expose.": config.Expose,
+        "providers.NAME.": config.ProviderConfig,
+    }
+    missing = [
+        prefix + key
+        for prefix, kind in prefixes.items()
+        for key in kind.__struct_fields__
+        if f"| `{prefix}{key}` |" not in own
+    ]
+    keys = {*Manifest.__struct_fields__, *(f"limits.{key}" for key in ProviderLimits.__struct_fields__)}
+    missing += [key for key in sorted(keys - {"limits", "folder"}) if f"| `{key}` |" not in manifests]
+    assert missing == []
 
 
 def test_the_host_warns_of_a_provider_that_is_configured_and_not_there(start_host: StartHost) -> None:

@@ -44,6 +44,13 @@ def test_a_program_with_a_slash_is_the_folders_and_one_without_is_the_paths(tmp_
         ('name = "it"\ncommand = ["x"]\nenv = ["A B"]\n', "env[0]"),
         ('name = "it"\ncommand = ["x"]\n[limits]\nstart_timeout = -1\n', "limits.start_timeout"),
         ("name = ", "not TOML"),
+        ('name = "it"\ncommand = ["x", "a\\u0000b"]\n', "command[1]"),
+        (
+            'name = "it"\ncommand = ["x"]\n[limits]\nconcurency = 1\n',
+            "limits.concurency: unknown key; did you mean `concurrency`?",
+        ),
+        ('name = "it"\ncommand = ["x"]\n[limits]\nstop_timeout = 1e9\n', "limits.stop_timeout"),
+        ('name = "it"\ncommand = ["x"]\nstart = "lazy"\n', "start: Invalid enum value 'lazy'"),
     ],
 )
 def test_an_error_names_the_file_and_the_key(tmp_path: Path, text: str, complaint: str) -> None:

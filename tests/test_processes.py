@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -129,11 +130,6 @@ def test_a_process_has_three_blocking_descriptors_and_exactly_its_environment(ru
         "blocking": [os.get_blocking(fd) for fd in (0, 1, 2)],
         "env": {key.decode("latin-1"): value.decode("latin-1") for key, value in os.environb.items()},
         "leader": os.getsid(0) == os.getpid(),
-        "masks": {
-            word[0]: int(word[1], 16)
-            for word in map(str.split, open("/proc/self/status"))
-            if word[0] in ("SigBlk:", "SigIgn:")
-        },
     }))
     """
 
@@ -147,12 +143,71 @@ def test_a_process_has_three_blocking_descriptors_and_exactly_its_environment(ru
             assert seen["env"]["A"] == "caf\xe9 \xff"
             assert seen["env"].keys() == {"A", "LC_ALL", "N\u00e4me".encode().decode("latin-1")}
             assert seen["leader"]
-            assert seen["masks"]["SigBlk:"] == 0
-            assert seen["masks"]["SigIgn:"] & 0x7FFFFFFF & ~0x1001000 == 0  # Python itself ignores SIGPIPE and SIGXFSZ
             await started.end
             started.close()
 
     run(body)
+
+
+def test_a_process_has_every_signal_as_the_system_has_it(run: Callable[[Body], None]) -> None:
+    async def body(processes: Processes) -> None:
+        started = Started(processes, "cat", "/proc/self/status")
+        masks = dict(line.split(b":", 1) for line in (await started.output()).splitlines())
+        ours = sum(1 << (number - 1) for number in signal.valid_signals())  # 32 and 33 are the C library's own
+        assert int(masks[b"SigBlk"], 16) & ours == 0
+        assert int(masks[b"SigIgn"], 16) & ours == 0
+        await started.end
+        started.close()
+
+    before = signal.signal(signal.SIGQUIT, signal.SIG_IGN)  # as a shell does to what it starts with &
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD, signal.SIGUSR2])
+    try:
+        run(body)
+    finally:
+        signal.signal(signal.SIGQUIT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@pytest.mark.parametrize(("order", "status"), [("terminate", -signal.SIGTERM), ("kill", -signal.SIGKILL)])
+def test_a_signal_ordered_right_after_the_start_is_not_lost(
+    run: Callable[[Body], None], order: str, status: int
+) -> None:
+    async def body(processes: Processes) -> None:
+        for _ in range(20):
+            started = Started(processes, "sleep", "1000")
+            getattr(started.process, order)()
+            assert await started.end == status
+            started.close()
+
+    run(body)
+
+
+def test_no_descriptor_is_lost_when_there_are_none_left(run: Callable[[Body], None]) -> None:
+    async def body(processes: Processes) -> None:
+        processes.start()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        await asyncio.to_thread(int)  # what asyncio opens, it has opened now
+        before = open_descriptors()
+        for room in range(6):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(before) + 1 + room, hard))
+            try:
+                with contextlib.ExitStack() as gaps:
+                    for _ in range(max(before) + 1 - len(before)):  # descriptors are taken from below
+                        gaps.callback(os.close, os.dup(0))
+                    with pytest.raises(OSError, match="Too many open files"):
+                        Started(processes, "cat")
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert open_descriptors() == before
+        started = Started(processes, "true")
+        assert await started.end == 0
+        started.close()
+
+    run(body)
+
+
+def open_descriptors() -> set[int]:
+    return {int(fd) for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")}  # noqa: PTH110, PTH208
 
 
 def test_terminate_reaches_the_group_and_kill_everything_below(run: Callable[[Body], None]) -> None:
@@ -243,6 +298,167 @@ def exists(pid: int) -> bool:
 
 def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_the_end_is_bounded_even_if_guard_and_keeper_are_stopped(
+    run: Callable[[Body], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gleitzeit_host.processes._GUARD_EXIT", 0.1)
+
+    async def body(processes: Processes) -> None:
+        started = await start_surely(processes)
+        keeper = parent(await started.pid)
+        for pid in (keeper, parent(keeper)):
+            os.kill(pid, signal.SIGSTOP)
+        await processes.aclose()
+        assert await started.end == -signal.SIGKILL
+        os.kill(keeper, signal.SIGCONT)  # and even now it does its work
+        assert wait_for_end(await started.pid, TIMEOUT)
+        started.close()
+
+    run(body)
+
+
+def test_after_an_end_it_can_start_again(run: Callable[[Body], None]) -> None:
+    async def body(processes: Processes) -> None:
+        for _ in range(3):
+            started = await start_surely(processes)
+            await processes.aclose()
+            assert await started.end == -signal.SIGKILL
+            started.close()
+
+    run(body)
+
+
+def test_processes_that_fork_on_and_on_are_caught(run: Callable[[Body], None]) -> None:
+    storm = """
+    import os, time
+    print(1, flush=True)
+    for _ in range(3):
+        if os.fork() == 0:
+            os.setsid()
+            for _ in range(200):
+                if os.fork() == 0:
+                    os.setsid()
+                    time.sleep(1000)
+            time.sleep(1000)
+    time.sleep(1000)
+    """
+    rolling = """
+    import os, time
+    print(1, flush=True)
+    if os.fork() == 0:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:  # each lives for one fork, in a session of its own
+            os.setsid()
+            if os.fork():
+                os._exit(0)
+    time.sleep(1000)
+    """
+
+    async def body(processes: Processes) -> None:
+        before = session_leaders()
+        for program in (storm, rolling, storm, rolling):
+            started = Started(processes, *python(program), "forks on and on")
+            await asyncio.to_thread(read_number, started.process.stdout)
+            started.process.kill()
+            assert await started.end == -signal.SIGKILL
+            started.close()
+        assert session_leaders() <= before
+
+    run(body)
+
+
+def session_leaders() -> set[str]:
+    """Return the command lines of what "forks on and on" left."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if b"forks on and on" in (folder / "cmdline").read_bytes():
+                found.add(folder.name)
+    return found
+
+
+def guard_alone(program: str) -> str:
+    """Run a program that takes the guard apart, in a process that is nobody else's; return what it prints."""
+    start = "import json, os, signal, socket, sys, time\nfrom gleitzeit_host import guard\n"
+    start += "guard._prctl(guard.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", start + textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_what_is_forked_while_the_rest_is_killed_is_killed_as_well() -> None:
+    program = """
+    def sleeper():
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(1000)
+        return pid
+    late, kill = [sleeper()], guard.kill
+    def kill_and_fork(pids):
+        foreign = kill(pids)
+        if len(late) < 4:
+            late.append(sleeper())
+        return foreign
+    guard.kill = kill_and_fork
+    guard.kill_everything_below()
+    print(len(late), guard.has_children())
+    """
+    assert guard_alone(program) == "4 False"
+
+
+def test_what_runs_as_another_user_is_left_alone_and_not_waited_for() -> None:
+    program = """
+    def sleeper():
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(1000)
+        return pid
+    pids, kill = [sleeper(), sleeper()], os.kill
+    def refuse(pid, number):
+        if pid == pids[0]:
+            raise PermissionError
+        kill(pid, number)
+    os.kill = refuse
+    guard.kill_everything_below()
+    print([os.path.exists(f"/proc/{pid}") for pid in pids])
+    kill(pids[0], signal.SIGKILL)
+    """
+    assert guard_alone(program) == "[True, False]"
+
+
+def test_a_keeper_whose_guard_is_gone_already_starts_nothing() -> None:
+    program = """
+    ours, theirs = socket.socketpair()
+    keeper = os.fork()
+    if keeper == 0:
+        guard.keep(theirs, 1, 7, [b"/bin/true"], {}, [0, 1, 2])  # adopted by this process, and not by process 1
+    print(os.waitstatus_to_exitcode(os.waitpid(keeper, 0)[1]))
+    theirs.close()
+    print(ours.recv(1000))
+    """
+    assert guard_alone(program).split("\n") == ["1", "b''"]
+
+
+def test_a_guard_that_cannot_fork_says_so_and_lives_on() -> None:
+    program = """
+    def fork():
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    os.fork = fork
+    ours, theirs = socket.socketpair()
+    guard.Guard(theirs).obey({"spawn": 7, "argv": ["x"], "env": {}})
+    print(ours.recv(1000).decode(), end="")
+    """
+    assert json.loads(guard_alone(program)) == {
+        "id": 7,
+        "error": "no process can be forked: Resource temporarily unavailable",
+    }
 
 
 STUBBORN = """

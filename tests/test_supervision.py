@@ -100,8 +100,14 @@ def test_two_hosts_with_one_configuration_do_not_disturb_each_other(tmp_path: Pa
         assert host.call("misbehave/echo", {"value": number}) == number
     logs = sorted((home / "state" / "gleitzeit" / "logs").glob("*/misbehave.log"))
     assert len(logs) == 3
+    for number, host in enumerate(hosts):
+        host.call("misbehave/do", {"how": "state", "value": {"of": number}})
+        host.call("misbehave/echo", {"value": number})
     for host in hosts:
         assert host.finish() == 0
+    after = start_host(search_path=[tmp_path / "path"], home=home, config="")
+    state = after.call("misbehave/received")["initialize"]["state"]
+    assert state in [{"of": number} for number in range(3)]  # one of them, whole: the last to write wins
 
 
 def test_a_failed_provider_says_so_and_its_methods_name_the_reason(start_misbehave: StartHost) -> None:

@@ -1,7 +1,7 @@
 """The floor: a process that passes bytes between its own pipes and a child's, and looks at nothing.
 
 asyncio with uvloop, loop protocols, every chunk written on as it came: the least that a host written in Python can do.
-The child's pipes are pipes, not the socket pairs that uvloop's own subprocesses get (10 % slower here), and all four
+The child's pipes are pipes, not the slower socket pairs that uvloop's own subprocesses get, and all four
 hold 1 MiB, so that a large message takes few turns. There is no flow control: one message at a time fits in memory.
 """
 
