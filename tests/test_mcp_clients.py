@@ -47,7 +47,8 @@ class Server:
 def server(tmp_path: Path) -> Iterator[Server]:
     server = Server(tmp_path)
     yield server
-    assert check_transcripts(server.record) > 1
+    if server.record.exists():  # a test that was skipped started nothing
+        assert check_transcripts(server.record) > 1
 
 
 # ---- the official Python SDK
