@@ -12,7 +12,6 @@ from gleitzeit_host.errors import (
     Cancelled,
     InvalidParams,
     ProviderGone,
-    ProviderProtocol,
     RemoteError,
     RpcError,
     Timeout,
@@ -140,16 +139,14 @@ class Call:
         self.provider.release(self, failed=True)
         if self.done:
             return
-        if isinstance(error, ProviderProtocol):  # may be shared, like the error below
-            self.fail(ProviderProtocol(error.message))
-        elif not isinstance(error, ProviderGone):
-            self.fail(error)
-        elif self.route.method.idempotent and not self.retried:
-            self.retried = True
-            self.provider = None
-            self.router.place(self, first=True)
-        else:  # the error is shared by all calls of the dead provider
-            self.fail(ProviderGone(error.message, retryable=self.route.method.idempotent))
+        if isinstance(error, ProviderGone):
+            if self.route.method.idempotent and not self.retried:
+                self.retried = True
+                self.provider = None
+                self.router.place(self, first=True)
+                return
+            error.data["retryable"] = self.route.method.idempotent
+        self.fail(error)
 
     # ---- ends that are not the provider's answer
 
@@ -248,17 +245,21 @@ class Caller:
         """Drop a call that is done."""
         self.open_calls.pop(call.key, None)
 
-    def cancel(self, params: Raw | UnsetType) -> None:
-        """Do what `notifications/cancelled` asks; unknown ids and malformed params are ignored, as MCP says."""
+    def cancel(self, params: Raw | UnsetType) -> bytes | None:
+        """Do what `notifications/cancelled` asks; unknown ids and malformed params are ignored, as MCP says.
+
+        Returns the bytes of the id that was named, for who has more than calls under it.
+        """
         try:
             members = wire.split_members(params) if params is not UNSET else {}
             raw = bytes(members["requestId"])
             reason = wire.decode(members["reason"]) if "reason" in members else None
         except (msgspec.MsgspecError, KeyError, UnicodeDecodeError):
-            return
+            return None
         call = self.open_calls.get(raw)
         if call is not None:
             call.cancel(reason[:200] if isinstance(reason, str) and reason else "the caller cancelled it")
+        return raw
 
     def cancel_all(self, reason: str) -> None:
         """Cancel everything under way."""

@@ -236,10 +236,9 @@ def _types(schema: Any, root: dict[str, Any]) -> set[str]:
         return set()
     reference = schema.get("$ref")
     if isinstance(reference, str):
-        target: Any = root
-        for part in reference.removeprefix("#/").split("/"):
-            target = target.get(part, {}) if isinstance(target, dict) else {}
-        return _types(target, root)
+        from gleitzeit_host.protocol import resolve  # noqa: PLC0415
+
+        return _types(resolve(reference, root), root)
     if "type" in schema:
         return {schema["type"]} if isinstance(schema["type"], str) else set(schema["type"])
     if "enum" in schema:

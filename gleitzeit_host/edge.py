@@ -102,9 +102,9 @@ class Edge(Client):
     def on_notification(self, method: str, params: Raw | UnsetType) -> None:
         """Cancel a call; other notifications are not for this host."""
         if method == "notifications/cancelled":
-            self.cancel(params)
-            if self._mcp is not None:
-                self._mcp.cancel(params)
+            id = self.cancel(params)
+            if self._mcp is not None and id is not None:
+                self._mcp.cancel(id)
 
     def on_problem(self, line: bytes, error: RpcError) -> None:
         """Answer what is not a message; an answer that nobody asked for gets none, lest two hosts chat for ever."""

@@ -119,8 +119,7 @@ class Host:
                 try:
                     protocol.check()
                 except ConfigurationError as error:
-                    self.router.undefine(protocol)
-                    self._protocol_is_broken(protocol, str(error))
+                    self.router.undefine(protocol, str(error))
 
     def _protocol_is_broken(self, protocol: Protocol, problem: str) -> None:
         del self.protocols[protocol.name]

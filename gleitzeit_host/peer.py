@@ -308,12 +308,12 @@ class Peer:
                 self.notify("notifications/cancelled", {"requestId": id})
             raise
 
-    def fail_open(self, error: RpcError) -> None:
-        """Fail whoever still waits: the connection is over."""
+    def fail_open(self, make_error: Callable[[], RpcError]) -> None:
+        """Fail whoever still waits, each with an error of its own: the connection is over."""
         waiting = list(self.open.values())
         self.open.clear()
         for pending in waiting:
-            pending.failed(error)
+            pending.failed(make_error())
 
 
 class Answer:
@@ -363,7 +363,9 @@ class Batch:
         self._missing = 0
         self._complete = False
         try:
-            items = self._items(line, limit)
+            items = wire.split_batch(line, limit)
+            if not items:
+                raise InvalidRequest("The batch is empty")
         except RpcError as error:
             peer.send(wire.error_line(wire.NULL, error))
             return
@@ -371,18 +373,6 @@ class Batch:
             self._take(bytes(item))
         self._complete = True
         self._send_if_done()
-
-    @staticmethod
-    def _items(line: bytes, limit: int) -> list[Raw]:
-        try:
-            items = wire.split_items(line)
-        except RecursionError:
-            raise MessageTooLarge("The batch is nested deeper than limits.depth allows") from None
-        if not items:
-            raise InvalidRequest("The batch is empty")
-        if len(items) > limit:
-            raise MessageTooLarge(f"The batch has {len(items)} entries; limits.batch allows {limit}")
-        return items
 
     def _take(self, item: bytes) -> None:
         place = Place(self, len(self._answers))

@@ -298,6 +298,15 @@ def pointer(path: list[str | int] | Any) -> str:
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
 
 
+def resolve(reference: str, root: Any) -> Any:
+    """Return what a reference within a document (`#/components/…`) points to, or None if there is nothing."""
+    target = root
+    for part in reference.removeprefix("#/").split("/"):
+        name = part.replace("~1", "/").replace("~0", "~")
+        target = target.get(name) if isinstance(target, dict) else None
+    return target
+
+
 def _references(value: Any, where: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, child in value.items():

@@ -14,7 +14,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from gleitzeit_host import handshake, wire
 from gleitzeit_host.calls import Call, Caller, Meta
-from gleitzeit_host.config import ProviderConfig
+from gleitzeit_host.config import ProviderConfig, provider_limits
 from gleitzeit_host.errors import (
     AccessDenied,
     Cancelled,
@@ -181,7 +181,7 @@ class Provider:
     def ready(self, hello: handshake.Hello, methods: list[str]) -> None:
         """The handshake is done: serve."""
         self.hello = hello
-        allowed = self.config.limits.concurrency or self.manifest.limits.concurrency or handshake.PIPELINED
+        allowed = provider_limits(self.manifest, self.config).concurrency or handshake.PIPELINED
         self.concurrency = min(hello.concurrency or handshake.PIPELINED, allowed)
         self.state = "ready"
         self.reason = ""
@@ -202,7 +202,7 @@ class Provider:
         self.reason = reason
         self.slots = 0
 
-    def lost(self, error: RpcError) -> None:
+    def lost(self, make_error: Callable[[], RpcError]) -> None:
         """The process is gone: end the calls that were in flight at it, and those that it made."""
         peer, self.peer = self.peer, None
         self.pid = None
@@ -212,7 +212,7 @@ class Provider:
             self._stuck.cancel()
             self._stuck = None
         if peer is not None:
-            peer.fail_open(error)
+            peer.fail_open(make_error)
         self._call_backs.cancel_all("the provider that made the call is gone")
 
     def under_pressure(self, pressed: bool) -> None:

@@ -111,8 +111,8 @@ class Router:
         for name, method in protocol.methods.items():
             self.routes[name] = Route(method, self.limits.default_timeout)
 
-    def undefine(self, protocol: Protocol) -> None:
-        """Take a protocol's routes away."""
+    def undefine(self, protocol: Protocol, problem: str) -> None:
+        """Take away the routes of a protocol whose document is broken."""
         for name in protocol.methods:
             route = self.routes.pop(name)
             for provider in route.providers:
@@ -121,6 +121,7 @@ class Router:
                 self.unqueue(call)
                 call.fail(self._not_found(name))
         self.revision += 1
+        self.on_broken(protocol, problem)
         self.on_change()
 
     # ---- in
@@ -162,8 +163,7 @@ class Router:
         try:
             route.method.validate(params)
         except ConfigurationError as error:
-            self.undefine(route.method.protocol)
-            self.on_broken(route.method.protocol, str(error))
+            self.undefine(route.method.protocol, str(error))
             raise MethodNotFound(f"The protocol's document is broken: {error}", method=route.name) from None
         call = Call(self, route, request, caller, raw if params else None, meta)
         if meta.progress_token is not UNSET:
@@ -353,12 +353,9 @@ class Router:
             provider = self.providers[wanted]
             serves = "" if provider in route.providers else f"it does not serve {route.name}"
             return ProviderUnavailable(f"Provider {wanted}: {serves or provider.reason}", method=route.name)
-        reasons = [f"{p.name} is {p.state}: {p.reason}" for p in route.providers]
-        reasons += [
-            f"{p.name} is {p.state}: {p.reason}"
-            for p in self.providers.values()
-            if p not in route.providers and p.reason and (route.name in p.promised or p.manifest.methods is None)
-        ]
+        troubled = [p for p in self.providers.values() if p not in route.providers and p.reason]
+        might_serve = [p for p in troubled if route.name in p.promised or p.manifest.methods is None]
+        reasons = [f"{p.name} is {p.state}: {p.reason}" for p in [*route.providers, *might_serve]]
         if reasons:
             return ProviderUnavailable(
                 f"No provider can serve {route.name} now: {'; '.join(reasons)}", method=route.name

@@ -191,7 +191,10 @@ class PollReader:
         if not self._closed:
             self.pause()
             self._closed = True
-            os.close(self._fd)
+            self._release()
+
+    def _release(self) -> None:
+        os.close(self._fd)
 
     def _read(self, size: int) -> bytes:
         return os.read(self._fd, size)
@@ -226,12 +229,8 @@ class SocketReader(PollReader):
         os.close(fd)
         super().__init__(self._socket.fileno(), on_data, on_end)
 
-    def close(self) -> None:
-        """Stop for good; `on_end` is not called."""
-        if not self._closed:
-            self.pause()
-            self._closed = True
-            self._socket.close()
+    def _release(self) -> None:
+        self._socket.close()
 
     def _read(self, size: int) -> bytes:
         return self._socket.recv(size, socket.MSG_DONTWAIT)

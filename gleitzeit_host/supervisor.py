@@ -400,7 +400,7 @@ class Life:
         self._decide(why)
         self._gone.set()
         self._greeted.set()
-        provider.lost(self._error(f"Provider {provider.name} {why} with the call in flight"))
+        provider.lost(lambda: self._error(f"Provider {provider.name} {why} with the call in flight"))
         provider.router.changed()
 
     def _decide(self, why: str) -> None:

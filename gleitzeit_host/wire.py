@@ -4,8 +4,9 @@ A message is decoded into its envelope only: `params`, `result` and `error` stay
 arrived in, so that what the host forwards is byte for byte what was sent.
 """
 
+import functools
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -19,6 +20,7 @@ encode = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder().decode
 split_members = msgspec.json.Decoder(dict[str, Raw]).decode
 split_items = msgspec.json.Decoder(list[Raw]).decode
+_check_syntax = msgspec.json.Decoder(Raw).decode  # builds nothing
 
 
 class Message(msgspec.Struct, gc=False):
@@ -135,7 +137,7 @@ def parse(line: bytes) -> Message:
     except msgspec.ValidationError as error:
         problem: msgspec.DecodeError = error
         try:
-            decode(line)
+            _check_syntax(line)
         except msgspec.DecodeError as malformed:  # further on, where the envelope's decoder did not come
             problem = malformed
         except RecursionError:
@@ -171,6 +173,25 @@ def answered_id(line: bytes) -> int | None:
         return None
     id = value.get("id") if isinstance(value, dict) and "method" not in value else None
     return id if type(id) is int else None
+
+
+@functools.cache
+def _batch_decoder(limit: int) -> msgspec.json.Decoder[list[Raw]]:
+    return msgspec.json.Decoder(Annotated[list[Raw], msgspec.Meta(max_length=limit)])
+
+
+def split_batch(line: bytes, limit: int) -> list[Raw]:
+    """Split an array whose syntax has been checked; what is beyond the limit is never built.
+
+    Raises:
+        MessageTooLarge: it has more than `limit` entries, or is nested deeper than the decoder goes.
+    """
+    try:
+        return _batch_decoder(limit).decode(line)
+    except msgspec.ValidationError:
+        raise MessageTooLarge(f"The batch has more entries than limits.batch = {limit} allows") from None
+    except RecursionError:
+        raise MessageTooLarge("The batch is nested deeper than limits.depth allows") from None
 
 
 def request_id(raw: Raw) -> bytes:

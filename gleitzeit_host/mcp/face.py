@@ -8,8 +8,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET
 
 from gleitzeit_host import wire
 from gleitzeit_host.errors import InvalidRequest, Overloaded, RpcError
@@ -127,12 +126,8 @@ class Face:
 
     # ---- out
 
-    def cancel(self, params: Raw | UnsetType) -> None:
+    def cancel(self, id: bytes) -> None:
         """End the subscription, or the request that waits, which the client cancels; calls are the edge's."""
-        try:
-            id = bytes(wire.split_members(params)["requestId"]) if params is not UNSET else b""
-        except (msgspec.MsgspecError, KeyError, UnicodeDecodeError):
-            return
         self._modern.cancel(id)
         request = next((request for request in self._waiting if request.id == id), None)
         if request is not None:

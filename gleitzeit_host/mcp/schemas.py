@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from gleitzeit_host.protocol import resolve
+
 _DATA = frozenset({"default", "const", "enum", "examples"})  # keywords whose value is no schema
 _MAPS = frozenset({"properties", "patternProperties", "dependentSchemas", "$defs"})  # of a name to a schema
 _COMBINATORS = ("allOf", "anyOf", "oneOf", "not", "if", "then", "else")
@@ -37,7 +39,7 @@ class _Inliner:
             return own
         if reference in within:
             return own
-        target = self.inline(self._target(reference), (*within, reference))
+        target = self.inline(resolve(reference, self._root), (*within, reference))
         clashing = set(own) & set(target) - {"title", "description", "default", "examples", "deprecated"}
         return {"allOf": [target, own]} if clashing else {**target, **own}
 
@@ -51,13 +53,6 @@ class _Inliner:
         if isinstance(value, list) and value and isinstance(value[0], dict):
             return [self.inline(child, within) for child in value]
         return value
-
-    def _target(self, reference: str) -> Any:
-        target: Any = self._root
-        for part in reference.removeprefix("#/").split("/"):
-            name = part.replace("~1", "/").replace("~0", "~")
-            target = target.get(name) if isinstance(target, dict) else None
-        return target
 
 
 def as_object(schema: dict[str, Any]) -> dict[str, Any] | None:
