@@ -27,6 +27,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     message_bytes: _Bytes = 64 * 1024 * 1024
     depth: Annotated[int, msgspec.Meta(ge=2, le=200)] = 128  # containers in containers, of one message
+    values: Annotated[int, msgspec.Meta(ge=1000, le=1 << 30)] = 1_000_000  # of one request: its members and items
     batch: Count = 1000  # entries of one batch
     requests: Count = 10_000  # under way; at more the host stops reading
     held_bytes: _Bytes = 256 * 1024 * 1024  # of the requests under way; at more the host stops reading

@@ -64,6 +64,7 @@ class Edge(Client):
             self._writer.write,
             turn=self._router.turn,
             max_bytes=self._limits.message_bytes,
+            max_values=self._limits.values,
             max_depth=self._limits.depth,
             max_batch=self._limits.batch,
         )

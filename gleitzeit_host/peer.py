@@ -148,6 +148,7 @@ class Peer:
         *,
         turn: Turn,
         max_bytes: int,
+        max_values: int,
         max_depth: int = 0,
         max_batch: int = 0,
     ) -> None:
@@ -155,6 +156,7 @@ class Peer:
         self._owner = owner
         self._write = write
         self._lines = LineBuffer(max_bytes)
+        self._max_values = max_values
         self._max_depth = max_depth
         self._max_batch = max_batch
         self._next_id = 1
@@ -217,12 +219,17 @@ class Peer:
         """Hand a request or notification, whose JSON is `text`, to the owner."""
         method = message.method
         assert method is not UNSET
-        if len(text) > 2 * self._max_depth > 0 and wire.deeper_than(self._max_depth, text):
-            raise MessageTooLarge(f"The message is nested deeper than limits.depth = {self._max_depth}")
+        request = Request(outlet, method, id, message.params, len(text))
+        try:
+            self.check_values(text)
+            self._check_depth(text)
+        except MessageTooLarge as error:
+            log.warning("%s is refused: %s", method[:200], error.message)
+            request.fail(error)
+            return
         if id is None and method.startswith("notifications/"):
             self._owner.on_notification(method, message.params)
             return
-        request = Request(outlet, method, id, message.params, len(text))
         try:
             self._owner.on_request(request)
         except RpcError as error:
@@ -250,6 +257,15 @@ class Peer:
         pending.failed(error)
         if isinstance(error, ProviderProtocol):
             raise error
+
+    def check_values(self, text: bytes) -> None:
+        """Raise MessageTooLarge if what a line holds would take far more memory than its text."""
+        if wire.has_more_values(self._max_values, text):
+            raise MessageTooLarge(f"The message holds more values than limits.values = {self._max_values} allows")
+
+    def _check_depth(self, text: bytes) -> None:
+        if len(text) > 2 * self._max_depth > 0 and wire.deeper_than(self._max_depth, text):
+            raise MessageTooLarge(f"The message is nested deeper than limits.depth = {self._max_depth}")
 
     def _not_a_message(self, line: bytes, error: RpcError) -> None:
         start = line.lstrip()[:1]
@@ -363,9 +379,15 @@ class Batch:
         self._missing = 0
         self._complete = False
         try:
-            items = wire.split_batch(line, limit)
+            peer.check_values(line)
+            try:
+                items = wire.split_items(line)
+            except RecursionError:
+                raise MessageTooLarge("The batch is nested deeper than limits.depth allows") from None
             if not items:
                 raise InvalidRequest("The batch is empty")
+            if len(items) > limit:
+                raise MessageTooLarge(f"The batch has {len(items)} entries; limits.batch allows {limit}")
         except RpcError as error:
             peer.send(wire.error_line(wire.NULL, error))
             return

@@ -211,7 +211,14 @@ class Life:
         )
         self._process = process
         writer = PollWriter(process.stdin, self._input_closed, provider.under_pressure)
-        peer = Peer(provider, writer.write, turn=provider.router.turn, max_bytes=provider.router.limits.message_bytes)
+        allowed = provider.router.limits
+        peer = Peer(
+            provider,
+            writer.write,
+            turn=provider.router.turn,
+            max_bytes=allowed.message_bytes,
+            max_values=allowed.values,
+        )
         self._writer = writer
         self._reader = PollReader(process.stdout, peer.feed, partial(self._output_ended, peer))
         self._errors = PollReader(process.stderr, provider.log.feed, provider.log.feed_end)

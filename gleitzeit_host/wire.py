@@ -4,9 +4,8 @@ A message is decoded into its envelope only: `params`, `result` and `error` stay
 arrived in, so that what the host forwards is byte for byte what was sent.
 """
 
-import functools
 import re
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -175,25 +174,6 @@ def answered_id(line: bytes) -> int | None:
     return id if type(id) is int else None
 
 
-@functools.cache
-def _batch_decoder(limit: int) -> msgspec.json.Decoder[list[Raw]]:
-    return msgspec.json.Decoder(Annotated[list[Raw], msgspec.Meta(max_length=limit)])
-
-
-def split_batch(line: bytes, limit: int) -> list[Raw]:
-    """Split an array whose syntax has been checked; what is beyond the limit is never built.
-
-    Raises:
-        MessageTooLarge: it has more than `limit` entries, or is nested deeper than the decoder goes.
-    """
-    try:
-        return _batch_decoder(limit).decode(line)
-    except msgspec.ValidationError:
-        raise MessageTooLarge(f"The batch has more entries than limits.batch = {limit} allows") from None
-    except RecursionError:
-        raise MessageTooLarge("The batch is nested deeper than limits.depth allows") from None
-
-
 def request_id(raw: Raw) -> bytes:
     """Return the id's own bytes, to be echoed exactly; raises InvalidRequest unless string, number or null."""
     value = bytes(raw)
@@ -204,6 +184,9 @@ def request_id(raw: Raw) -> bytes:
 
 def detectable_id(line: bytes) -> bytes:
     """Return the id of an invalid request where it has a usable one, else null (section 5.1)."""
+    if len(line) > _SALVAGE_SIZE or type(line) is OversizedLine:
+        id = OversizedLine(line[:256]).leading_id()
+        return NULL if id is None else b"%d" % id
     try:
         return request_id(split_members(line)["id"])
     except (msgspec.MsgspecError, RecursionError, KeyError, InvalidRequest):
@@ -211,6 +194,27 @@ def detectable_id(line: bytes) -> bytes:
 
 
 _OPENING = (b"[", b"{")
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+
+
+def has_more_values(limit: int, text: bytes) -> bool:
+    """Tell whether JSON text holds more than about `limit` values: each costs a hundred times its bytes once decoded.
+
+    Counted are commas and opening brackets, those within strings only where that decides. Nothing is built.
+    """
+    if len(text) <= 2 * limit:  # a value and its comma
+        return False
+    excess = _separators(text) - limit
+    if excess > 0:
+        for string in _STRING.finditer(text):
+            excess -= _separators(string[0])
+            if excess <= 0:
+                break
+    return excess > 0
+
+
+def _separators(text: bytes) -> int:
+    return text.count(b",") + text.count(b"[") + text.count(b"{")
 
 
 def deeper_than(limit: int, text: bytes) -> bool:
@@ -221,7 +225,10 @@ def deeper_than(limit: int, text: bytes) -> bool:
     """
     if len(text) < 2 * limit or not _has_more_openings(limit, text):
         return False
-    level: list[Any] = [decode(text)]
+    try:
+        level: list[Any] = [decode(text)]
+    except RecursionError:
+        return True
     for _ in range(limit):
         level = [
             child

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import select
 import signal
 import socket
@@ -221,6 +222,26 @@ def test_a_client_that_does_not_read_stops_the_host_reading_and_memory_stays_fla
                 sent += os.write(pipe, block * 4)
             assert sent < 400_000_000, "the host never stopped reading"
         assert resident(process.pid) - before < 100 * 1024 * 1024
+
+
+def test_a_line_of_very_many_values_takes_little_more_memory_than_its_text(environment: dict[str, str]) -> None:
+    many = 8_000_000
+    lines = (
+        (b"[" + b"1," * many + b"1]", None),
+        (b'{"id":4,"x":[' + b"{}," * many + b"1]}", 4),
+        (b'{"jsonrpc":"2.0","id":5,"method":"echo/say","params":{"message":[' + b"1," * many + b"1]}}", 5),
+        (b'{"jsonrpc":"2.0","id":6,"method":"echo/say","params":{"message":"' + b"[," * many + b'"}}', 6),
+    )
+    with running(environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None  # noqa: PT018
+        for line, id in lines:
+            process.stdin.write(line + b"\n")
+            process.stdin.flush()
+            answer = read_line(process.stdout.fileno())
+            assert answer["id"] == id
+            assert "result" in answer if id == 6 else answer["error"]["code"] in (-31009, -32600)
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    assert int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) < 220 * 1024
 
 
 def resident(pid: int) -> int:

@@ -108,6 +108,18 @@ def test_depth_of_any_value_is_counted_exactly(value: Any, limit: int) -> None:
     assert wire.deeper_than(limit, json.dumps(value).encode()) == (depth(value) > limit)
 
 
+@given(json_values, st.integers(1, 20))
+def test_values_are_counted_whatever_strings_hold(value: Any, limit: int) -> None:
+    def separators(value: Any) -> int:
+        if isinstance(value, dict | list):
+            children = list(value.values()) if isinstance(value, dict) else value
+            return 1 + max(0, len(children) - 1) + sum(map(separators, children))
+        return 0
+
+    text = json.dumps(value).encode()
+    assert wire.has_more_values(limit, text) == (len(text) > 2 * limit and separators(value) > limit)
+
+
 @pytest.mark.parametrize("count", [1_000, 1_000_000])
 def test_brackets_without_end_are_an_error_and_no_crash(count: int) -> None:
     with pytest.raises((ParseError, InvalidRequest, MessageTooLarge)):

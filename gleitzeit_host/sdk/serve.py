@@ -54,7 +54,7 @@ class Server:
         self._idle = anyio.Event()
         self._ready = anyio.Event()
         self._writer = stdio.open_writer(output_fd, self._over.set, lambda _pressed: None)
-        self._peer = Peer(self, self._writer.write, turn=Turn(), max_bytes=MESSAGE_BYTES)
+        self._peer = Peer(self, self._writer.write, turn=Turn(), max_bytes=MESSAGE_BYTES, max_values=MESSAGE_BYTES)
         host.connect(self._peer, self._flow)
         reader = stdio.open_reader(input_fd, self._peer.feed, self._input_ended)
         try:
