@@ -5,13 +5,14 @@ nothing of the package and little of the standard library: it is on the way of t
 
 For each provider the guard forks a *keeper*, which starts the provider, waits for it, and kills whatever the provider
 leaves behind: guard and keepers are subreapers, so daemonised grandchildren come back to them. When the host's end of
-the socket closes, the guard kills everything; when the guard dies, its keepers are signalled by the kernel and do.
+the socket closes, the guard kills everything; when the guard dies, its keepers are signalled by the kernel and do. One
+that somebody has stopped is woken for that: SIGCONT comes with every signal, and is what the kernel sends at a death.
 
 From the host, a line of JSON each: `{"spawn": id, "argv": […], "env": {…}}` with three descriptors (SCM_RIGHTS) that
 become 0, 1 and 2 (each character of argv and env stands for a byte, as in Latin-1); `{"terminate": id}`: SIGTERM to the
 provider's group; `{"kill": id}`: SIGKILL to all below.
-To the host: `{"id", "pid"}` once started, or `{"id", "error"}`; `{"id", "exit"}` once nothing of it is left (negative:
-the signal that ended it).
+To the host: `{"obeyed": N}` after its N-th order; `{"id", "pid"}` once started, or `{"id", "error"}`; `{"id", "exit"}`
+once nothing of it is left (negative: the signal that ended it).
 """
 
 import _socket  # socket alone costs 6 ms, for enumerations that this program has no use for
@@ -23,9 +24,10 @@ import sys
 
 LINUX = sys.platform == "linux"
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
 KILL_ALL = signal.SIGUSR1  # guard → keeper
-TO_KEEPERS = (signal.SIGTERM, KILL_ALL)
+TO_KEEPERS = (signal.SIGTERM, KILL_ALL, signal.SIGCONT)
 PROC = os.path.exists("/proc/self/stat")
 
 if LINUX:
@@ -42,6 +44,8 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     if LINUX:
         _prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        _prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # nobody's business, not even the same user's; keepers inherit it
+        _prctl(PR_SET_PDEATHSIG, int(signal.SIGCONT), 0, 0, 0)
     host = int(sys.argv[1])
     os.set_inheritable(host, False)
     os.closerange(3, host)  # what the host was launched with, and has no use for, must not reach a provider
@@ -57,6 +61,7 @@ class Guard:
         self.keepers: dict[int, int] = {}  # provider id → keeper's pid
         self.descriptors: list[int] = []  # received, not spawned with yet
         self.rest = b""
+        self.obeyed = 0
 
     def serve(self) -> None:
         """Take orders and reap keepers until the host is gone."""
@@ -102,6 +107,8 @@ class Guard:
         *lines, self.rest = (self.rest + data).split(b"\n")
         for line in lines:
             self.obey(json.loads(line))
+            self.obeyed += 1
+            tell(self.host, {"obeyed": self.obeyed})
         return bool(data)
 
     def obey(self, order: dict) -> None:  # type: ignore[type-arg]
@@ -135,6 +142,7 @@ class Guard:
         pid = self.keepers.get(id)
         if pid is not None:
             os.kill(pid, number)
+            os.kill(pid, signal.SIGCONT)
 
     def become_keeper(self, guard: int, order: dict, streams: list[int]) -> None:  # type: ignore[type-arg]
         """Turn this fork of the guard into a keeper. Does not return."""
@@ -168,13 +176,13 @@ class Guard:
                     tell(self.host, {"id": id, "exit": -int(signal.SIGKILL)})
 
 
-def keep(
+def keep(  # noqa: C901 - its handlers share the pid
     host: "_socket.socket", guard: int, id: int, argv: list[bytes], env: dict[bytes, bytes], streams: list[int]
 ) -> None:
     """Start a provider, wait for its end, and leave nothing of it. Does not return. TO_KEEPERS are blocked before."""
     if LINUX:
         _prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        _prctl(PR_SET_PDEATHSIG, int(KILL_ALL), 0, 0, 0)
+        _prctl(PR_SET_PDEATHSIG, int(signal.SIGCONT), 0, 0, 0)
         if os.getppid() != guard:  # it died before the line above
             os._exit(1)
     provider = 0
@@ -188,7 +196,13 @@ def keep(
             signal_group(provider, signal.SIGKILL)
             kill(descendants(frozenset()))
 
+    def continued(*_: object) -> None:
+        if os.getppid() != guard:
+            kill_all()
+
     signal.signal(signal.SIGTERM, terminate)
+    if LINUX:
+        signal.signal(signal.SIGCONT, continued)
     signal.signal(KILL_ALL, kill_all)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(lift(streams))]

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import asyncio
 
 _GUARD_EXIT = 5.0  # seconds for the guard to kill what is left and go
+_PR_SET_DUMPABLE = 4
+_PATIENCE = 3.0  # seconds for the guard to obey, after which it is woken, as somebody may have stopped it
+_WAKE_UPS = 5  # in a row, after which it is killed, and everything with it
 
 
 class Process:
@@ -57,6 +60,9 @@ class Processes:
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._rest = b""
         self._closed: asyncio.Future[None] | None = None
+        self._orders = self._obeyed = 0  # of this guard
+        self._alarm: asyncio.TimerHandle | None = None  # set while an order is not obeyed
+        self._wake_ups = 0
 
     def start(self) -> None:
         """Start the guard. Needs no event loop, and returns before the guard is up: orders wait in its socket."""
@@ -79,6 +85,7 @@ class Processes:
             os.close(null)
             theirs.close()
         self._socket = ours
+        _hide()
 
     def spawn(
         self,
@@ -117,6 +124,9 @@ class Processes:
         if self._socket is None:
             return
         self._unsent.append((_msgspec().encode(order) + b"\n", descriptors or []))
+        self._orders += 1
+        if self._alarm is None:
+            self._alarm = _loop().call_later(_PATIENCE, self._wake)
         if len(self._unsent) == 1:
             self._send()
 
@@ -129,13 +139,37 @@ class Processes:
         self._closed = loop.create_future()
         timer = loop.call_later(_GUARD_EXIT, self._abandon)
         self._socket.shutdown(socket.SHUT_WR)
+        self._signal_guard(signal.SIGCONT)  # it may have been stopped
         await self._closed
         timer.cancel()
 
+    def _wake(self) -> None:
+        """Continue a guard that does not obey, and in the end do without it: the next spawn starts a new one."""
+        self._wake_ups += 1
+        from gleitzeit_host.logs import log  # noqa: PLC0415 - hardly ever
+
+        log.warning("the guard, process %d, does not obey; it is woken or, in the end, replaced", self._guard)
+        if self._wake_ups > _WAKE_UPS:
+            self._abandon()
+        else:
+            self._signal_guard(signal.SIGCONT)
+            self._alarm = _loop().call_later(_PATIENCE, self._wake)
+
+    def _has_obeyed(self, orders: int) -> None:
+        self._obeyed = orders
+        self._wake_ups = 0
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = _loop().call_later(_PATIENCE, self._wake) if self._obeyed < self._orders else None
+
     def _abandon(self) -> None:
         """Kill a guard that does not come to an end: something below it cannot be killed, not even by its keeper."""
-        os.kill(self._guard, signal.SIGKILL)
+        self._signal_guard(signal.SIGKILL)
         self._guard_lost()
+
+    def _signal_guard(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):  # the host's launcher had SIGCHLD ignored
+            os.kill(self._guard, number)
 
     # ---- the socket
 
@@ -190,6 +224,9 @@ class Processes:
             self._told(_msgspec().decode(line))
 
     def _told(self, news: dict[str, object]) -> None:
+        if "obeyed" in news:
+            self._has_obeyed(news["obeyed"])  # type: ignore[arg-type]
+            return
         id = news["id"]
         assert isinstance(id, int)
         process = self._running.get(id)
@@ -212,6 +249,8 @@ class Processes:
         self._socket.close()
         self._socket = None
         self._rest = b""
+        self._has_obeyed(self._orders)
+        self._orders = self._obeyed = 0
         for _, descriptors in self._unsent:
             for fd in descriptors:
                 os.close(fd)
@@ -223,6 +262,17 @@ class Processes:
             process.on_exit(-signal.SIGKILL)
         if self._closed is not None and not self._closed.done():
             self._closed.set_result(None)
+
+
+def _hide() -> None:
+    """Keep processes of the same user from reading the host's environment and memory through /proc.
+
+    Root's own processes may do so anyway, and are not worth the 5 ms.
+    """
+    if sys.platform == "linux" and os.geteuid() != 0:
+        import ctypes  # noqa: PLC0415 - as above: while the guard starts
+
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def _loop() -> "asyncio.AbstractEventLoop":

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import uvloop
-from support.host import TIMEOUT, wait_for_end
+from support.host import TIMEOUT, children, wait_for_end
 
 from gleitzeit_host.processes import Process, Processes
 
@@ -300,23 +300,60 @@ def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def test_the_end_is_bounded_even_if_guard_and_keeper_are_stopped(
-    run: Callable[[Body], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gleitzeit_host.processes._GUARD_EXIT", 0.1)
-
+def test_a_stopped_guard_and_keeper_are_woken_at_the_end(run: Callable[[Body], None]) -> None:
     async def body(processes: Processes) -> None:
         started = await start_surely(processes)
-        keeper = parent(await started.pid)
-        for pid in (keeper, parent(keeper)):
-            os.kill(pid, signal.SIGSTOP)
+        stop_both(await started.pid)
         await processes.aclose()
-        assert await started.end == -signal.SIGKILL
-        os.kill(keeper, signal.SIGCONT)  # and even now it does its work
         assert wait_for_end(await started.pid, TIMEOUT)
+        assert await started.end == -signal.SIGKILL
         started.close()
 
     run(body)
+
+
+def test_a_stopped_guard_is_woken_when_it_does_not_obey(
+    run: Callable[[Body], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gleitzeit_host.processes._PATIENCE", 0.2)
+
+    async def body(processes: Processes) -> None:
+        started = await start_surely(processes)
+        stop_both(await started.pid)
+        other = await start_surely(processes)
+        for one in (started, other):
+            one.process.kill()
+            assert await one.end == -signal.SIGKILL
+            assert wait_for_end(await one.pid, TIMEOUT)
+            one.close()
+
+    run(body)
+
+
+def test_a_guard_that_is_stopped_again_and_again_is_replaced(
+    run: Callable[[Body], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gleitzeit_host.processes._PATIENCE", 0.1)
+    monkeypatch.setattr("gleitzeit_host.processes._WAKE_UPS", 0)
+
+    async def body(processes: Processes) -> None:
+        started = await start_surely(processes)
+        stop_both(await started.pid)
+        other = await start_surely(processes)
+        assert await started.end == -signal.SIGKILL
+        assert wait_for_end(await started.pid, TIMEOUT)
+        other.process.kill()
+        assert await other.end == -signal.SIGKILL
+        for one in (started, other):
+            one.close()
+
+    run(body)
+
+
+def stop_both(pid: int) -> None:
+    keeper = parent(pid)
+    for above in (keeper, parent(keeper)):
+        os.kill(above, signal.SIGSTOP)
 
 
 def test_after_an_end_it_can_start_again(run: Callable[[Body], None]) -> None:
@@ -521,6 +558,10 @@ def test_nothing_outlives_a_host_that_is_killed(tmp_path: Path, trials: range) -
                 assert select.select([host.stdout], [], [], TIMEOUT)[0]
                 seen += os.read(host.stdout.fileno(), 1000)
             wait_for_lines(record, 12)
+            if trial % 2:  # even then
+                (guard,) = children(host.pid)
+                for pid in (guard, *children(guard)):
+                    os.kill(pid, signal.SIGSTOP)
             host.kill()
         pids = [int(line) for line in record.read_text().splitlines()]
         assert len(pids) == 12

@@ -1,6 +1,7 @@
 """The process sandbox: whatever a run does, it hurts neither the provider nor another run, and leaves nothing."""
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -587,7 +588,7 @@ async def test_a_stopped_watcher_is_killed_when_its_time_is_over(ear: Ear, monke
     async with opened() as box, anyio.create_task_group() as tasks:
         run = await Sleeping().start(box, tasks, ear, seconds=1.0)
         os.kill(run.watcher, signal.SIGSTOP)
-        assert await run.end() == "lost"
+        assert await run.end() == "timeout"
         assert not any(map(exists, [*run.pids, run.watcher]))
 
 
@@ -653,3 +654,31 @@ async def test_five_hundred_runs_leave_no_process_descriptor_or_folder() -> None
         assert len(list(base.glob("*/*"))) <= 2  # of the runs that wait
         for watcher in children(box.zygote_pid) if AS_ROOT else []:  # they hide their descriptors from others
             assert len(files_in(Path(f"/proc/{watcher}/fd"))) < 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Landlock is Linux's")
+def test_a_fenced_process_signals_what_it_started_and_nothing_else() -> None:
+    attributes = (ctypes.c_uint64 * 3)(0, 0, runner.LANDLOCK_SCOPE_SIGNAL)
+    ruleset = runner.LIBC.syscall(runner.LANDLOCK_CREATE_RULESET, attributes, 24, 0)
+    if ruleset < 0:
+        pytest.skip("this kernel's Landlock does not know signals: it takes Linux 6.12")
+    os.close(ruleset)
+    program = """
+import os, runner, signal
+runner.prctl(runner.SET_NO_NEW_PRIVS, 1)
+runner.fence()
+child = os.fork()
+if child == 0:
+    signal.pause()
+os.kill(child, signal.SIGKILL)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+try:
+    os.kill(os.getppid(), 0)
+except PermissionError:
+    print("refused")
+"""
+    folder = str(Path(runner.__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={"PYTHONPATH": folder}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["-9", "refused"]

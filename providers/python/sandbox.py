@@ -22,6 +22,7 @@ import runner
 RUNNER = Path(__file__).with_name("runner.py")
 START_TIMEOUT = 20.0  # seconds in which a warm interpreter has to be there
 GRACE = 10.0  # seconds beyond which a watcher or zygote that does not do its work is killed
+LATE = 2.0  # seconds after its time-out in which a run's watcher has to tell the outcome
 ATTEMPTS = 3  # with new watchers, when they are killed before they begin
 
 
@@ -264,13 +265,16 @@ class ProcessSandbox:
         runner.remove_abandoned()
 
     async def _serve(self, watcher: Watcher, request: bytes, timeout: float) -> Outcome:  # noqa: ASYNC109 - as `run`
-        outcome, has_begun = None, False
+        outcome, has_begun, late = None, False, False
         try:
-            with anyio.move_on_after(GRACE + timeout):
+            with anyio.move_on_after(GRACE):
                 await watcher.ready()
                 await watcher.send(request)
                 has_begun = True
-                outcome = await watcher.outcome()
+            if has_begun:
+                with anyio.move_on_after(timeout + LATE) as bound:
+                    outcome = await watcher.outcome()
+                late = bound.cancelled_caught
         except Lost:
             pass
         finally:
@@ -278,16 +282,16 @@ class ProcessSandbox:
                 self._idle.append(watcher)
             else:
                 with anyio.CancelScope(shield=True):
-                    await self._dismiss(watcher)
+                    await self._dismiss(watcher, 0.0 if late else GRACE)
         if not has_begun:
             raise Lost
-        return outcome or Outcome(end="lost")
+        return outcome or Outcome(end="timeout" if late else "lost", duration_ms=timeout * 1000 if late else 0.0)
 
-    async def _dismiss(self, watcher: Watcher) -> None:
+    async def _dismiss(self, watcher: Watcher, patience: float) -> None:
         """Part with a watcher: its run is cancelled, it is dead or does not work, or its zygote is gone."""
         watcher.cancel()
         clean = False
-        with contextlib.suppress(Lost), anyio.move_on_after(GRACE):
+        with contextlib.suppress(Lost), anyio.move_on_after(patience):
             await watcher.ready()
             await watcher.outcome()
             clean = True
