@@ -106,6 +106,13 @@ def _parser() -> "argparse.ArgumentParser":
     trust = add("trust", _trust, "Trust a configuration file as it is now, or list the trusted ones.")
     trust.add_argument("file", nargs="?", type=Path, metavar="FILE")
     trust.add_argument("--revoke", action="store_true", help="trust it no longer")
+    client = add("client-config", _client_config, "Print what an MCP client's configuration needs to launch this host.")
+    client.add_argument(
+        "client",
+        metavar="NAME",
+        help="claude-desktop, claude-code, vscode, cursor, zed, or json: of no one in particular",
+    )
+    client.add_argument("--write", action="store_true", help="put it into the client's own file, keeping a copy")
     return parser
 
 
@@ -307,6 +314,37 @@ def _trust(options: "argparse.Namespace") -> int:
     else:
         config.trust(options.file)
         print(f"{options.file} is trusted as it is now; after a change it has to be trusted again.")
+    return 0
+
+
+# ---- client-config
+
+
+def _client_config(options: "argparse.Namespace") -> int:
+    from gleitzeit_host import client_config  # noqa: PLC0415
+
+    client = client_config.find(options.client)
+    wanted = client_config.snippet(
+        client, getattr(options, "path", []), getattr(options, "config", None), getattr(options, "log_level", None)
+    )
+    if not options.write:
+        _print(options, wanted)
+        return 0
+    try:
+        change = client_config.plan(client, wanted)
+        difference = change.diff()
+        backup = client_config.write(change) if difference else None
+    except ConfigurationError:
+        _print(options, wanted)  # to be pasted
+        raise
+    if getattr(options, "json", False):
+        kept = None if backup is None else str(backup)
+        _print(options, {"file": str(change.file), "changed": bool(difference), "backup": kept})
+    elif not difference:
+        print(f"{change.file} has it already; nothing was written.")
+    else:
+        print(difference)
+        print(f"{change.file} is written" + (f"; what it was is in {backup}." if backup else "."))
     return 0
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import anyio
 import pytest
-from support.host import isolated_environment
+from support.host import TIMEOUT, isolated_environment
 from support.mcp import MODERN, check_transcripts
 from support.misbehave import add_misbehave
 
@@ -41,6 +41,20 @@ class Server:
             str(search_path),
         ]
         self.command = sys.executable
+
+    def configuration(self) -> dict[str, Any]:
+        """Return what `client-config` prints, with the environment of the tests in it."""
+        ran = subprocess.run(
+            [sys.executable, "-m", "gleitzeit_host", "client-config", "json"],
+            env=self.environ,
+            cwd=self.cwd,
+            capture_output=True,
+            timeout=TIMEOUT,
+            check=True,
+        )
+        printed: dict[str, Any] = json.loads(ran.stdout)
+        printed["mcpServers"]["gleitzeit"]["env"] = self.environ
+        return printed
 
 
 @pytest.fixture
@@ -143,7 +157,8 @@ def test_the_python_sdk_hears_of_changes_by_listening(server: Server) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_fastmcps_client_uses_tools_and_resources(server: Server) -> None:
+@pytest.mark.parametrize(("mode", "version"), [("legacy", "2025-11-25"), ("auto", MODERN), (MODERN, MODERN)])
+def test_fastmcps_client_uses_tools_and_resources(server: Server, mode: str, version: str) -> None:
     fastmcp = pytest.importorskip("fastmcp")
     transports = pytest.importorskip("fastmcp.client.transports")
     transport = transports.StdioTransport(
@@ -151,7 +166,8 @@ def test_fastmcps_client_uses_tools_and_resources(server: Server) -> None:
     )
 
     async def use() -> None:
-        async with fastmcp.Client(transport) as client:
+        async with fastmcp.Client(transport, mode=mode) as client:
+            assert client.protocol_version == version
             assert "echo_say" in [tool.name for tool in await client.list_tools()]
             said = await client.call_tool("echo_say", {"message": "hi"})
             assert said.structured_content == {"response": "hi"}
@@ -164,6 +180,19 @@ def test_fastmcps_client_uses_tools_and_resources(server: Server) -> None:
     anyio.run(use)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_fastmcps_client_launches_what_client_config_prints(server: Server) -> None:
+    fastmcp = pytest.importorskip("fastmcp")
+    configuration = server.configuration()
+
+    async def use() -> None:
+        async with fastmcp.Client(configuration) as client:
+            said = await client.call_tool("echo_say", {"message": "hi"})
+            assert said.structured_content == {"response": "hi"}
+
+    anyio.run(use)
+
+
 # ---- Node.js: run where support/fetch_node_clients.sh has fetched them
 
 
@@ -172,6 +201,21 @@ def node_clients() -> Path:
     if not folder or shutil.which("node") is None:
         pytest.skip("GLEITZEIT_NODE_CLIENTS does not name a folder with the MCP clients for Node.js")
     return Path(folder)
+
+
+def run_node(server: Server, *command: str | Path) -> str:
+    """Run a program that needs node, and return what it prints."""
+    ran = subprocess.run(
+        command,
+        env={**server.environ, "PATH": os.environ["PATH"]},
+        cwd=server.cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
 
 
 @pytest.mark.parametrize(
@@ -187,17 +231,7 @@ def test_the_typescript_sdk_uses_tools_and_resources(server: Server, script: str
     folder = node_clients()
     for name in (script, "use.mjs"):
         shutil.copyfile(NODE_CLIENTS / name, folder / name)
-    ran = subprocess.run(
-        ["node", folder / script, mode, server.command, *server.arguments],
-        env={**server.environ, "PATH": os.environ["PATH"]},
-        cwd=server.cwd,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    told = json.loads(ran.stdout)
+    told = json.loads(run_node(server, "node", folder / script, mode, server.command, *server.arguments))
     assert told["version"] == version
     assert "echo_say" in told["tools"]
     assert told["said"] == {"response": "hi"}
@@ -216,14 +250,12 @@ def test_the_typescript_sdk_uses_tools_and_resources(server: Server, script: str
 )
 def test_the_inspectors_command_line_uses_the_host(server: Server, arguments: list[str], expected: str) -> None:
     inspector = node_clients() / "node_modules" / ".bin" / "mcp-inspector"
-    ran = subprocess.run(
-        [inspector, "--cli", server.command, *server.arguments, *arguments],
-        env={**server.environ, "PATH": os.environ["PATH"]},
-        cwd=server.cwd,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert expected in ran.stdout
+    assert expected in run_node(server, inspector, "--cli", server.command, *server.arguments, *arguments)
+
+
+def test_the_inspectors_command_line_launches_what_client_config_prints(server: Server) -> None:
+    inspector = node_clients() / "node_modules" / ".bin" / "mcp-inspector"
+    file = server.cwd / "mcp.json"
+    file.write_text(json.dumps(server.configuration()))
+    listed = run_node(server, inspector, "--cli", "--config", file, "--server", "gleitzeit", "--method", "tools/list")
+    assert '"echo_say"' in listed
