@@ -65,6 +65,23 @@ def test_the_provider_of_the_readme_serves(tmp_path: Path, start_host: StartHost
     assert host.provider("shout")["problems"] == 0
 
 
+def test_client_config_prints_what_the_readme_shows(tmp_path: Path) -> None:
+    command = next(line for block in blocks("sh") for line in block.splitlines() if "client-config" in line)
+    words = command.split("#")[0].split()
+    (tmp_path / "home").mkdir()
+    done = subprocess.run(
+        [Path(sys.executable).with_name(words[0]), *words[1:]],
+        cwd=tmp_path,
+        env=isolated_environment(tmp_path / "home"),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=True,
+    )
+    shown = blocks("json")[2].replace("/home/me/.venv/bin", str(Path(sys.executable).parent))
+    assert done.stdout == shown
+
+
 def test_links_lead_somewhere() -> None:
     root = Path(__file__).parent.parent
     for document in [root / "README.md", *root.glob("docs/*.md"), *root.glob("benchmarks/*.md")]:
