@@ -246,7 +246,9 @@ class Peer:
         try:
             pending = self.open.pop(int(message.id))
         except (ValueError, KeyError):
-            raise ProviderProtocol(f"An answer with id {bytes(message.id)[:40]!r} that no open request has") from None
+            id = bytes(message.id)[:40].decode("utf-8", "replace")
+            hint = " (the request's id is a number, and must come back as one)" if id.startswith('"') else ""
+            raise ProviderProtocol(f"An answer with id {id} that no open request has{hint}") from None
         if message.error is UNSET:
             assert message.result is not UNSET
             pending.answered(message.result)

@@ -341,7 +341,9 @@ class Router:
         protocol = method.split("/", maxsplit=1)[0]
         names = [name for name in self.routes if name.startswith(f"{protocol}/")]
         hint = f"protocol {protocol} has {', '.join(sorted(names))}"
-        if not names:
+        if protocol in ("host", "notifications") or method.startswith("rpc."):
+            hint = "the host's own methods are host/info, host/providers, host/protocols, host/health and rpc.discover"
+        elif not names:
             hint = f"a file protocols/{protocol[:64]}/v1.json on the search path would"
         return MethodNotFound(f"No protocol defines {method[:200]!r}; {hint}", method=method[:200])
 

@@ -618,6 +618,15 @@ def test_a_result_reaches_the_caller_byte_for_byte(shared: HostProcess, result: 
     assert b'"result":' + result.encode("latin-1") in shared.raw_answer(call)
 
 
+@pytest.mark.rule("P-31")
+def test_a_raw_carriage_return_in_an_answer_forges_no_line(shared: HostProcess) -> None:
+    forged = '{"jsonrpc":"2.0","id":$ID,"result":[1,\r{"jsonrpc":"2.0","id":1,"result":"forged"}\r]}'
+    call = shared.request("misbehave/do", {"how": "write", "lines": [forged]})
+    answer = shared.raw_answer(call)
+    assert b"\r" not in answer
+    assert json.loads(answer)["result"] == [1, {"jsonrpc": "2.0", "id": 1, "result": "forged"}]
+
+
 @pytest.mark.rule("P-32", "P-29")
 @pytest.mark.parametrize(
     ("data", "kept"),
