@@ -2,6 +2,9 @@
 
 import sys
 
+if __name__ == "__main__" and not sys.flags.safe_path:
+    del sys.path[0]  # the working folder: a msgspec.py in it is not ours to import
+
 
 def main() -> int:
     """Run the command line; return the exit status."""

@@ -1,12 +1,11 @@
 """The command line: the only place that prints results or exits. Each command imports what it needs."""
 
-import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
-from gleitzeit_host import __version__
+from gleitzeit_host import __version__, terminal
 from gleitzeit_host.errors import ConfigurationError, InvalidParams, RpcError
 
 if TYPE_CHECKING:
@@ -24,30 +23,28 @@ gleitzeit-host speaks JSON-RPC 2.0, a message a line: pipe it in, or let an agen
 
 
 def main(arguments: list[str]) -> int:
-    """Run one command; return 0, 1 (the call failed) or 2 (usage or configuration)."""
+    """Run one command; return 0, 1 (the call failed, or its output is lost) or 2 (usage or configuration)."""
+    terminal.occupy()
     try:
         return _run(arguments)
     except ConfigurationError as error:
-        print(f"gleitzeit-host: {error}", file=sys.stderr)
+        terminal.complain(f"gleitzeit-host: {error}")
         return 2
+    except terminal.OutputLost as error:
+        if str(error):
+            terminal.complain(f"gleitzeit-host: {error}")
+        return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of our stdout is gone; keep the interpreter from flushing into it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
 
 
 def _run(arguments: list[str]) -> int:
-    try:
-        options = _parse(arguments)
-        if options.command is None and sys.stdin is not None and sys.stdin.isatty():
-            print(SHORT_HELP, end="")
-            return 0
-        command: Callable[[Any], int] = getattr(options, "run", _serve)
-        return command(options)
-    finally:
-        if sys.stdout is not None:
-            sys.stdout.flush()  # here, where it is known what to do if nobody reads
+    options = _parse(arguments)
+    if options.command is None and sys.stdin is not None and sys.stdin.isatty():
+        terminal.write(SHORT_HELP)
+        return 0
+    command: Callable[[Any], int] = getattr(options, "run", _serve)
+    return command(options)
 
 
 def _parse(arguments: list[str]) -> "argparse.Namespace":
@@ -55,13 +52,45 @@ def _parse(arguments: list[str]) -> "argparse.Namespace":
         from types import SimpleNamespace  # noqa: PLC0415
 
         return cast("argparse.Namespace", SimpleNamespace(command=arguments[0] if arguments else None))
-    return _parser().parse_args(arguments)
+    for argument in arguments:
+        if not _is_utf8(argument):
+            raise ConfigurationError(f"the argument {argument!r} is not UTF-8")
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (options.command != "call" or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse takes params only up to the first option behind METHOD
+        options.params = [*options.params, *rest]
+    return options
+
+
+def _is_utf8(text: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in text)  # what Python makes of any other byte
 
 
 def _parser() -> "argparse.ArgumentParser":
     import argparse  # noqa: PLC0415
 
-    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    class Parser(argparse.ArgumentParser):
+        def _print_message(self, message: str, _file: object = None) -> None:  # help and version
+            terminal.write(message)
+
+        def error(self, message: str) -> NoReturn:
+            for line in self.format_usage().splitlines():
+                terminal.complain(line)
+            terminal.complain(f"gleitzeit-host: {message}")
+            sys.exit(2)
+
+    def seconds(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = 0
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+        return value
+
+    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument(
         "--path",
         action="append",
@@ -76,7 +105,7 @@ def _parser() -> "argparse.ArgumentParser":
         help="what goes to stderr (default: warning)",
     )
     common.add_argument("--json", action="store_true", help="print one line of JSON instead of text for people")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="gleitzeit-host",
         description="A JSON-RPC 2.0 host on stdin and stdout: protocols are schema files, providers are processes.",
         parents=[common],
@@ -92,10 +121,16 @@ def _parser() -> "argparse.ArgumentParser":
 
     add("serve", _serve, "Serve JSON-RPC on stdin and stdout (the default when stdin is not a terminal).")
     call = add("call", _call, "Call one method and print its result.")
+    call.epilog = (
+        "The exit status is 0 if the method answered with a result, whatever the result says: a program that "
+        "python/execute ran and that failed (`success` is false) is a result. It is 1 if the call failed, "
+        "and 2 if it could not be understood."
+    )
     call.add_argument("method", metavar="METHOD", help="such as python/execute")
     call.add_argument(
         "params",
         nargs="*",
+        default=[],
         metavar="PARAM",
         help="one JSON object, or key=value (typed by the method's schema) and key:=JSON",
     )
@@ -114,14 +149,6 @@ def _parser() -> "argparse.ArgumentParser":
     )
     client.add_argument("--write", action="store_true", help="put it into the client's own file, keeping a copy")
     return parser
-
-
-def seconds(text: str) -> float:
-    """Read a time-out; argparse puts this function's name into its message."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError(text)
-    return value
 
 
 # ---- serve
@@ -153,8 +180,9 @@ def _with_host(options: "argparse.Namespace", use: "Callable[[Host], Awaitable[R
     from gleitzeit_host.host import Host  # noqa: PLC0415
 
     handler = logs.configure(getattr(options, "log_level", "warning"))
+    folder = config.working_folder()
     search_path = config.search_path(getattr(options, "path", []))
-    host = Host(config.load(getattr(options, "config", None), Path.cwd()), search_path, processes)
+    host = Host(config.load(getattr(options, "config", None), folder), search_path, processes)
 
     async def run() -> "Result":
         async with host.running():
@@ -278,7 +306,7 @@ def _providers(options: "argparse.Namespace") -> int:
         _print(options, {"providers": rows})
     else:
         for row in rows:
-            print(f"{row['name']:<16} {row['state']:<12} {row['reason'] or ', '.join(row['methods'])}")
+            _say(f"{row['name']:<16} {row['state']:<12} {row['reason'] or ', '.join(row['methods'])}")
     return 0
 
 
@@ -293,9 +321,9 @@ def _protocols(options: "argparse.Namespace") -> int:
         _print(options, listed)
         return 0
     for protocol in listed["protocols"]:
-        print(f"{protocol['name']}/{protocol['version']}  {protocol['title']}  ({protocol['origin']})")
+        _say(f"{protocol['name']}/{protocol['version']}  {protocol['title']}  ({protocol['origin']})")
         for method, available in protocol["methods"].items():
-            print(f"  {method:<28} {'' if available else 'no provider'}".rstrip())
+            _say(f"  {method:<28} {'' if available else 'no provider'}".rstrip())
     return 0
 
 
@@ -307,13 +335,16 @@ def _trust(options: "argparse.Namespace") -> int:
         if getattr(options, "json", False):
             _print(options, trusted)
         else:
-            print("\n".join(trusted) or "No configuration file is trusted.")
-    elif options.revoke:
-        config.revoke(options.file)
-        print(f"{options.file} is trusted no longer.")
+            for line in trusted or ["No configuration file is trusted."]:
+                _say(line)
+        return 0
+    file = config.working_folder() / options.file
+    if options.revoke:
+        config.revoke(file)
+        _say(f"{options.file} is trusted no longer.")
     else:
-        config.trust(options.file)
-        print(f"{options.file} is trusted as it is now; after a change it has to be trusted again.")
+        config.trust(file)
+        _say(f"{options.file} is trusted as it is now; after a change it has to be trusted again.")
     return 0
 
 
@@ -351,6 +382,10 @@ def _client_config(options: "argparse.Namespace") -> int:
 # ---- output
 
 
+def _say(line: str) -> None:
+    terminal.write(terminal.visible(line) + "\n")
+
+
 def _print(options: "argparse.Namespace", value: Any) -> None:
     import json  # noqa: PLC0415
 
@@ -358,17 +393,16 @@ def _print(options: "argparse.Namespace", value: Any) -> None:
     text = json.dumps(
         value, ensure_ascii=False, indent=None if compact else 2, separators=(",", ":") if compact else None
     )
-    sys.stdout.write(text.encode("utf-8", "replace").decode() + "\n")
-    sys.stdout.flush()
+    terminal.write(terminal.visible_json(text) + "\n")
 
 
 def _print_error(options: "argparse.Namespace", error: RpcError) -> None:
     if getattr(options, "json", False):
         import json  # noqa: PLC0415
 
-        print(json.dumps({"error": error.to_dict()}), file=sys.stderr)
+        terminal.complain(terminal.visible_json(json.dumps({"error": error.to_dict()}, ensure_ascii=False)))
         return
     name = error.to_dict()["data"].get("name", "error")
-    print(f"gleitzeit-host: {name} ({error.code}): {error.message}", file=sys.stderr)
+    terminal.complain(f"gleitzeit-host: {name} ({error.code}): {error.message}")
     for violation in error.data.get("errors", [])[1:]:
-        print(f"  {violation['path'] or 'params'}: {violation['message']}", file=sys.stderr)
+        terminal.complain(f"  {violation['path'] or 'params'}: {violation['message']}")

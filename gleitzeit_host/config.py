@@ -108,14 +108,26 @@ def search_path(extra: Iterable[Path]) -> list[Path]:
     """
     given = [path.resolve() for path in extra]
     for path in given:
-        if not path.is_dir():
+        if not os.path.isdir(path):  # noqa: PTH112 - is_dir() raises for a name that is too long
             raise ConfigurationError(f"--path {path}: there is no such folder")
     from_environment = [Path(part).resolve() for part in os.environ.get("GLEITZEIT_PATH", "").split(os.pathsep) if part]
     package = Path(__file__).resolve().parent
     checkout = [package.parent] if (package.parent / "pyproject.toml").is_file() else []
     shared = [Path(sys.prefix) / "share" / "gleitzeit"]
     found = [*given, *from_environment, _folder("data"), *checkout, *shared]
-    return [path for path in dict.fromkeys(found) if path.is_dir()]
+    return [path for path in dict.fromkeys(found) if os.path.isdir(path)]  # noqa: PTH112 - as above
+
+
+def working_folder() -> Path:
+    """Return the working folder; raises ConfigurationError if it was deleted or its name is not UTF-8."""
+    try:
+        folder = Path.cwd()
+        str(folder).encode()
+    except OSError as error:
+        raise ConfigurationError(f"the working folder cannot be used: {error.strerror}; go to another") from None
+    except UnicodeEncodeError:  # it is the root that providers are told, in JSON
+        raise ConfigurationError(f"the working folder {str(folder)!r} cannot be used: its name is not UTF-8") from None
+    return folder
 
 
 def state_folder() -> Path:

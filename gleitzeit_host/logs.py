@@ -9,6 +9,8 @@ import threading
 import time
 from pathlib import Path
 
+from gleitzeit_host.terminal import visible
+
 log = logging.getLogger("gleitzeit_host")
 
 _FILE_SIZE = 5 * 1024 * 1024  # bytes, after which a provider's log is rotated; one old file is kept
@@ -30,9 +32,8 @@ class StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Queue the record; what providers say may not move the terminal's cursor or begin a line of its own."""
         text = self.format(record)
-        if record.exc_info is None and not text.isprintable():
-            text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-        self._lines.append(text + "\n")
+        lines = [text] if record.exc_info is None else text.split("\n")  # a traceback keeps its lines
+        self._lines.append("".join(visible(line) + "\n" for line in lines))
         self._idle.clear()
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="stderr", daemon=True)

@@ -53,6 +53,27 @@ def test_call_prints_the_result(shell: Shell, words: list[str], expected: Any) -
     assert (done.returncode, json.loads(done.stdout), done.stderr) == (0, expected, "")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["echo/say", "--json", "message=x"],
+        ["--json", "echo/say", "message=x"],
+        ["echo/say", "message=x", "--json"],
+        ["echo/say", "--timeout", "9", "message=x", "--json"],
+        ["echo/say", "--json", '{"message": "x"}'],
+    ],
+)
+def test_options_may_stand_anywhere(shell: Shell, words: list[str]) -> None:
+    done = shell("call", *words)
+    assert (done.returncode, done.stdout, done.stderr) == (0, '{"response":"x"}\n', "")
+
+
+def test_a_failed_program_is_a_result_and_the_help_says_so(shell: Shell) -> None:
+    done = shell("call", "python/execute", "code=1/0")
+    assert (done.returncode, json.loads(done.stdout)["success"]) == (0, False)
+    assert "`success` is false" in shell("call", "--help").stdout
+
+
 def test_values_are_typed_by_the_schema(shell: Shell) -> None:
     done = shell(
         "call", "python/execute", "code=result = [x, timeout_is]", 'args={"x": 1, "timeout_is": null}', "timeout=5"
@@ -164,6 +185,11 @@ def test_trust_is_given_listed_and_taken_back(shell: Shell, tmp_path: Path) -> N
         (["--config", "missing.toml", "providers"], "missing.toml: No such file"),
         (["--config", "broken.toml", "serve"], "limits.qeue: unknown key; did you mean `queue`?"),
         (["trust", "missing.toml"], "No such file"),
+        (["call"], "the following arguments are required: METHOD\n"),
+        (["call", "echo/say", "--timeout", "0"], "argument --timeout: '0' is not a number of seconds above 0"),
+        (["call", "echo/say", "--timeout", "soon"], "argument --timeout: 'soon' is not a number of seconds above 0"),
+        (["call", "echo/say", "--fast", "message=x"], "unrecognized arguments: --fast"),
+        (["providers", "more"], "unrecognized arguments: more"),
     ],
 )
 def test_what_cannot_be_understood_exits_with_2_and_says_why(shell: Shell, words: list[str], complaint: str) -> None:
@@ -195,6 +221,121 @@ def test_a_list_that_nobody_reads_makes_no_traceback(shell: Shell, command: list
     done = shell(*command, capture_output=False, stdout=write, stderr=subprocess.PIPE)
     os.close(write)
     assert done.stderr == ""
+
+
+COMMANDS = [["call", "echo/say", "message=x"], ["providers"], ["protocols"], ["trust"], ["--help"], ["--version"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_output_that_is_lost_is_said_in_one_line(shell: Shell, command: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = shell(*command, capture_output=False, stdout=full, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "gleitzeit-host: the output is lost: stdout: No space left on device\n",
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_closed_stdout_is_output_that_is_lost(shell: Shell, command: list[str]) -> None:
+    done = shell(*command, preexec_fn=lambda: os.close(1))
+    assert (done.returncode, done.stderr) == (1, "gleitzeit-host: the output is lost: stdout: Bad file descriptor\n")
+
+
+@pytest.mark.parametrize("closed", [[0], [2], [0, 1, 2]])
+def test_closed_standard_streams_are_not_taken_for_others(shell: Shell, closed: list[int]) -> None:
+    def close() -> None:
+        for descriptor in closed:
+            os.close(descriptor)
+
+    done = shell("call", "echo/say", "message=x", preexec_fn=close)
+    assert done.stderr == ""
+    assert (done.returncode, done.stdout) == ((1, "") if 1 in closed else (0, '{\n  "response": "x"\n}\n'))
+    failed = shell("call", "no/method", preexec_fn=close)
+    assert (failed.returncode, failed.stdout) == (1, "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["call", b"echo/\xff"],
+        ["call", "echo/say", b"message=\xff"],
+        ["providers", "--path", b"\xff"],
+        ["trust", b"\xff"],
+    ],
+)
+def test_arguments_that_are_not_utf_8_are_refused(shell: Shell, words: list[Any]) -> None:
+    done = shell(*words)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "\\udcff' is not UTF-8" in done.stderr
+
+
+@pytest.mark.parametrize("command", [["call", "echo/say", "message=x"], ["serve"], ["providers"], ["trust", "x"]])
+def test_a_working_folder_that_is_gone_is_said_in_one_line(shell: Shell, command: list[str]) -> None:
+    (shell.folder / "gone").mkdir()
+    for leave in ("rmdir ../gone", "mkdir -p $'../\\xff'; cd $'../\\xff'"):
+        done = subprocess.run(
+            ["bash", "-c", f'cd gone; {leave}; exec "$@"', "-", sys.executable, "-m", "gleitzeit_host", *command],
+            cwd=shell.folder,
+            env=shell.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+        (shell.folder / "gone").mkdir(exist_ok=True)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert done.stderr.startswith("gleitzeit-host: the working folder ")
+
+
+HOSTILE = "\x1b[2J\x07\x7f\x9b31m\u202e\u2066\r\n"
+SHOWN = r"\x1b[2J\x07\x7f\x9b31m\u202e\u2066\r\n"
+
+
+def test_control_characters_are_shown_and_not_obeyed(shell: Shell, tmp_path: Path) -> None:
+    refusal = '{"jsonrpc":"2.0","id":$ID,"error":' + json.dumps({"code": 1, "message": HOSTILE}) + "}"
+    add_misbehave(tmp_path / "path", methods=None, switches={"hello": "raw", "hello_raw": refusal})
+    (tmp_path / "path" / "protocols" / "odd").mkdir()
+    odd: dict[str, Any] = {"openrpc": "1.3.2", "info": {"title": HOSTILE, "version": "1"}, "methods": []}
+    (tmp_path / "path" / "protocols" / "odd" / "v1.json").write_text(json.dumps(odd))
+    odd["methods"] = [{"name": HOSTILE, "params": [], "result": {"name": "r", "schema": {}}}]
+    (tmp_path / "path" / "protocols" / "broken").mkdir()
+    (tmp_path / "path" / "protocols" / "broken" / "v1.json").write_text(json.dumps(odd))
+    (tmp_path / "bad.toml").write_text(f"{json.dumps(HOSTILE[:-2])} = 1\n")
+    said = [
+        shell("call", "--path", "path", "misbehave/echo"),
+        shell("providers", "--path", "path"),
+        shell("protocols", "--path", "path"),
+        shell("protocols", "--path", "path", "--json"),
+        shell("call", HOSTILE),
+        shell("call", HOSTILE, "--json"),
+        shell("call", "echo/say", f"message={HOSTILE}"),
+        shell("providers", "--config", "bad.toml"),
+        shell("providers", "--no" + HOSTILE),
+        shell(HOSTILE),
+    ]
+    for done in said:
+        for text in (done.stdout, done.stderr):
+            assert not any(c in text.replace("\n", "") for c in HOSTILE[:-1] if not c.isprintable()), done
+            assert "Traceback" not in text
+    assert SHOWN in said[0].stderr
+    assert SHOWN in said[1].stdout
+    assert SHOWN in said[2].stdout
+    assert SHOWN in said[2].stderr
+    assert HOSTILE in [row["title"] for row in json.loads(said[3].stdout)["protocols"]]
+    assert SHOWN in said[4].stderr
+    assert json.loads(said[5].stderr)["error"]["code"] == -32601
+    assert json.loads(said[6].stdout) == {"response": HOSTILE}
+    assert SHOWN[:-4] in said[7].stderr
+    assert SHOWN in said[8].stderr
+
+
+def test_modules_of_the_working_folder_are_not_imported(shell: Shell) -> None:
+    for name in ("msgspec", "argparse", "uvloop", "platform"):
+        (shell.folder / f"{name}.py").write_text("raise SystemExit('imported from the working folder')\n")
+    done = shell("call", "echo/say", "message=x")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_launcher_that_ignores_the_end_of_its_children_makes_no_difference(shell: Shell) -> None:
