@@ -13,6 +13,7 @@ from gleitzeit_host.terminal import visible
 
 log = logging.getLogger("gleitzeit_host")
 
+_FRAME = b" \t\r|+-"  # around the lines of an ExceptionGroup's traceback
 _FILE_SIZE = 5 * 1024 * 1024  # bytes, after which a provider's log is rotated; one old file is kept
 _PIECE = 64 * 1024  # bytes of an unfinished line that are held back
 _BACKLOG = 1000  # records waiting for a stderr that nobody reads; the oldest go first
@@ -128,7 +129,9 @@ class ProviderLog:
         self._rest = rest
         if lines:
             lines = self._write(lines)
-            self.last_line = next((line for line in reversed(lines) if line), b"").decode("utf-8", "replace").strip()
+            said = next((line for line in reversed(lines) if line.strip(_FRAME)), b"")
+            if said:
+                self.last_line = said.strip(_FRAME).decode("utf-8", "replace")
 
     def feed_end(self) -> None:
         """Write what came without a newline."""

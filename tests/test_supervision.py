@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 from support.host import HostProcess, StartHost
-from support.misbehave import add_misbehave
+from support.misbehave import add_misbehave, add_provider
 
 from gleitzeit_host.supervisor import BACK_OFF, BACK_OFF_MAX, Restarts
 
@@ -121,3 +121,13 @@ def test_a_failed_provider_says_so_and_its_methods_name_the_reason(start_misbeha
     assert row["lastError"]
     assert host.call("host/health")["status"] == "degraded"
     host.wait_for_stderr("misbehave has failed")
+
+
+def test_the_last_line_of_an_exception_group_is_the_exception_and_not_its_frame(
+    start_host: StartHost, tmp_path: Path
+) -> None:
+    program = "raise ExceptionGroup('some', [ValueError('the cause')])"
+    add_provider(tmp_path, {"name": "grouped", "command": ["{python}", "-c", program], "methods": ["echo/say"]})
+    host = start_host(search_path=[tmp_path])
+    error = host.refusal("echo/say", {"message": "x", "_meta": {"provider": "grouped"}})
+    assert "its stderr ends: 'ValueError: the cause'" in error.message
