@@ -69,10 +69,10 @@ def test_decorated_functions_are_a_provider(serve: Serve) -> None:
     )
     assert host.call("sample/say", {"message": "ab", "times": 2}) == {"response": "abab"}
     assert host.call("sample/add", {"a": 2**60, "b": 1}) == 2**60 + 1
-    error = host.refusal("sample/say", {"volume": 11})
-    assert error.code == -32602
-    assert "message" in error.message
-    assert "volume" in error.message
+    error = host.refusal("sample/say", {"volume": 11})  # which the protocol allows: the mistake is the handler's
+    assert error.code == -32603
+    assert "requires 'message', which the protocol does not" in error.message
+    assert "has no parameter 'volume', which the protocol allows" in error.message
     assert host.provider("sample")["problems"] == 0
 
 
@@ -134,7 +134,55 @@ def test_exceptions_become_errors_and_their_traceback_goes_to_the_log(serve: Ser
     assert (error.code, error.message) == (-31008, "not yours")
     assert (error.data["name"], error.data["path"]) == ("access_denied", "/etc")
     assert host.call("sample/odd") == {"b": "\ufffd"}
-    assert "not JSON" in host.refusal("sample/say").message
+    assert "which JSON cannot hold" in host.refusal("sample/say").message
+
+
+def test_what_json_cannot_hold_is_an_error_that_says_where_it_is(serve: Serve) -> None:
+    host = serve(
+        """
+        import datetime
+        from pydantic import BaseModel
+        from gleitzeit_host.sdk import host, method, run
+
+        class Model(BaseModel):
+            number: float
+
+        @method("sample/odd")
+        def odd(what: str):
+            return {
+                "nan": {"a": [1, float("nan")]},
+                "bytes": {"a/b": b"x"},
+                "set": [{1}],
+                "object": {"x": object()},
+                "model": {"m": Model(number=float("inf"))},
+                "fine": {"t": (1, 2), "d": datetime.date(2026, 1, 2), "m": Model(number=1.5), "s": "\\ud800"},
+            }[what]
+
+        @method("sample/ask")
+        async def ask():
+            return await host.call("echo/say", {"message": {1, 2}})
+
+        run()
+        """,
+        manifest='calls = ["echo/*"]',
+    )
+    for what, said in {
+        "nan": "sample/odd returned nan at /a/1",
+        "bytes": "sample/odd returned bytes at /a~1b",
+        "set": "sample/odd returned a set at /0",
+        "object": "sample/odd returned a object at /x",
+    }.items():
+        error = host.refusal("sample/odd", {"what": what})
+        assert error.code == -32603
+        assert error.message == f"{said}, which JSON cannot hold"
+    assert host.call("sample/odd", {"what": "fine"}) == {
+        "t": [1, 2],
+        "d": "2026-01-02",
+        "m": {"number": 1.5},
+        "s": "\ufffd",
+    }
+    assert "the params for echo/say hold a set at /message" in host.refusal("sample/ask").message
+    assert host.refusal("sample/odd", {"what": "model"}).code == -32603
 
 
 def test_cancellation_reaches_async_and_plain_functions(serve: Serve) -> None:

@@ -11,6 +11,7 @@ from msgspec import UNSET, Raw, UnsetType
 from gleitzeit_host import wire
 from gleitzeit_host.errors import ProviderUnavailable
 from gleitzeit_host.peer import Peer
+from gleitzeit_host.sdk.encoding import encode
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -68,7 +69,7 @@ class Call:
         given = {"total": total, "message": message, "delta": delta}
         params = {"progressToken": self._token, "progress": self._steps if progress is None else progress}
         params |= {key: value for key, value in given.items() if value is not None}
-        await self._link.notify("notifications/progress", params)
+        await self._link.notify("notifications/progress", params, f"the progress of {self.method} holds")
 
 
 def current_call() -> Call:
@@ -135,7 +136,8 @@ class HostLink:
             meta["progressToken"] = token
             self._listeners[token] = on_progress
         try:
-            return wire.decode(await self.peer.call(method, {**(params or {}), "_meta": meta}))
+            given = encode({**(params or {}), "_meta": meta}, f"the params for {method} hold")
+            return wire.decode(await self.peer.call(method, given))
         finally:
             self._listeners.pop(token, None)
 
@@ -147,9 +149,9 @@ class HostLink:
             if listener is not None:
                 listener(given)
 
-    async def notify(self, method: str, params: dict[str, Any]) -> None:
-        """Send a notification; waits while the host does not read."""
-        self.peer.notify(method, params)
+    async def notify(self, method: str, params: dict[str, Any], said: str = "") -> None:
+        """Send a notification; waits while the host does not read. `said`: whose params, for an error about them."""
+        self.peer.notify(method, encode(params, said or f"the params of {method} hold"))
         assert self._flush is not None
         await self._flush()
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
 import anyio.to_thread
 
-from gleitzeit_host.errors import AccessDenied, InvalidParams, MethodNotFound
+from gleitzeit_host.errors import AccessDenied, InternalError, InvalidParams, MethodNotFound
 from gleitzeit_host.sdk.link import HostLink, host
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -47,17 +47,19 @@ class Handler:
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         self._known = frozenset(p.name for p in named)
         self._required = frozenset(p.name for p in named if p.default is p.empty)
+        for parameter in parameters:
+            if parameter.kind is parameter.POSITIONAL_ONLY and parameter.default is parameter.empty:
+                raise TypeError(f"{name}: the parameter {parameter.name!r} of its handler can only be given by place")
 
     async def __call__(self, params: Mapping[str, Any]) -> Any:
-        """Call the function by name; raises InvalidParams if the params are not its own."""
+        """Call the function by name; raises InternalError if it does not take what the protocol allows."""
         missing = self._required - params.keys()
         unknown = frozenset() if self._takes_any else params.keys() - self._known
-        if missing or unknown:
-            raise InvalidParams(
-                f"{self.name}: missing params: {sorted(missing)}, unknown params: {sorted(unknown)}",
-                errors=[{"path": f"/{name}", "message": "missing"} for name in sorted(missing)]
-                + [{"path": f"/{name}", "message": "unknown"} for name in sorted(unknown)],
-            )
+        if missing or unknown:  # not the caller's mistake: the host has checked the params against the protocol
+            lacks = [f"has no parameter {name!r}, which the protocol allows" for name in sorted(unknown)]
+            lacks += [f"requires {name!r}, which the protocol does not" for name in sorted(missing)]
+            function = getattr(self._function, "__qualname__", repr(self._function))
+            raise InternalError(f"{self.name}: its handler {function} {', and '.join(lacks)}")
         if self._is_async:
             return await self._function(**params)
         return await anyio.to_thread.run_sync(lambda: self._function(**params))

@@ -1,18 +1,17 @@
 """Serve a provider on the process's standard streams until they end."""
 
-import json
 import signal
 import sys
 import traceback
 from typing import Any
 
 import anyio
-import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from gleitzeit_host import descriptors, stdio, wire
 from gleitzeit_host.errors import Cancelled, InternalError, InvalidParams, InvalidRequest, RpcError
 from gleitzeit_host.peer import Peer, Request, Turn
+from gleitzeit_host.sdk.encoding import encode
 from gleitzeit_host.sdk.link import Call, enter, host
 from gleitzeit_host.sdk.provider import FunctionProvider, ProtocolProvider
 
@@ -146,12 +145,12 @@ class Server:
             else:
                 enter(call)
                 result = await self._in_scope(call, work)
-            request.respond(_encode(result))
+            request.respond(encode(result, f"{request.method} returned"))
         except RpcError as error:
-            request.fail(error)
+            _fail(request, error)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is an answer
             traceback.print_exc(file=sys.stderr)
-            request.fail(InternalError(f"{type(error).__name__}: {error}"))
+            _fail(request, InternalError(f"{type(error).__name__}: {error}"))
         finally:
             if call is not None:
                 del self._calls[call.id]
@@ -193,14 +192,13 @@ class Server:
         return await self._provider.health()
 
 
-def _encode(result: Any) -> bytes:
+def _fail(request: Request, error: RpcError) -> None:
+    """Answer with an error, also with one whose message or data are not fit for JSON."""
     try:
-        return msgspec.json.encode(result, enc_hook=_plain)
-    except UnicodeEncodeError:  # lone surrogates: JSON can escape them, UTF-8 cannot hold them
-        return wire.repair_surrogates(json.dumps(result, default=_plain).encode())
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json")
-    raise TypeError(f"{type(value).__name__} is not JSON")
+        data = encode(error.data, f"{request.method} failed ({error.message}), and the error's data holds")
+    except InternalError as defect:
+        error, data = defect, encode(defect.data, "")
+    fit: Any = RpcError(error.message.encode("utf-8", "replace").decode())
+    fit.code = error.code
+    fit.data = data  # raw, as it goes out
+    request.fail(fit)
