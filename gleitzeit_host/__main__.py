@@ -1,9 +1,21 @@
 """`python -m gleitzeit_host` and the command `gleitzeit-host`."""
 
+import os
 import sys
 
+
+def _leave_out_working_folder() -> None:
+    """Take away what `python -m` put first: a msgspec.py in the working folder is not ours to import."""
+    try:
+        folder = os.getcwd()  # noqa: PTH109 - pathlib is slow to import
+    except OSError:  # it is gone, and Python has put nothing there
+        return
+    if sys.path[0] == folder:
+        del sys.path[0]
+
+
 if __name__ == "__main__" and not sys.flags.safe_path:
-    del sys.path[0]  # the working folder: a msgspec.py in it is not ours to import
+    _leave_out_working_folder()
 
 
 def main() -> int:
