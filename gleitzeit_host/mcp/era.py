@@ -188,7 +188,7 @@ class Era(ABC):
     def _call_late(self, request: Request, name: str, arguments: Raw | UnsetType, meta: Meta) -> None:
         tools = self.face.toolbox.tools
         if name not in tools:
-            known = ", ".join(list(tools)[:20]) or "none"
+            known = ", ".join([tool.name for tool in self.face.toolbox.available()][:20]) or "none"
             raise invalid(f"Unknown tool: {name[:200]!r}; tools/list has {known}")
         self._call(request, tools[name], arguments, meta)
 
