@@ -69,10 +69,12 @@ def test_decorated_functions_are_a_provider(serve: Serve) -> None:
     )
     assert host.call("sample/say", {"message": "ab", "times": 2}) == {"response": "abab"}
     assert host.call("sample/add", {"a": 2**60, "b": 1}) == 2**60 + 1
-    error = host.refusal("sample/say", {"volume": 11})  # which the protocol allows: the mistake is the handler's
+    error = host.refusal("sample/say", {"volume": 11})
     assert error.code == -32603
-    assert "requires 'message', which the protocol does not" in error.message
-    assert "has no parameter 'volume', which the protocol allows" in error.message
+    assert error.message == (
+        "sample/say: its handler say has no parameter 'volume', which the protocol allows, "
+        "and requires 'message', which the protocol does not"
+    )
     assert host.provider("sample")["problems"] == 0
 
 
@@ -134,55 +136,129 @@ def test_exceptions_become_errors_and_their_traceback_goes_to_the_log(serve: Ser
     assert (error.code, error.message) == (-31008, "not yours")
     assert (error.data["name"], error.data["path"]) == ("access_denied", "/etc")
     assert host.call("sample/odd") == {"b": "\ufffd"}
-    assert "which JSON cannot hold" in host.refusal("sample/say").message
+    assert host.refusal("sample/say").message == "sample/say returned a object, which JSON cannot hold"
+
+
+UNFIT = [
+    ('float("nan")', "nan"),
+    ('{"a": [1, {"mean": float("nan")}]}', "nan at /a/1/mean"),
+    ('[None, float("-inf")]', "-inf at /1"),
+    ('{"a/b~c": float("inf")}', "inf at /a~1b~0c"),
+    ('{"a": b"bytes"}', "bytes at /a"),
+    ('{"a": bytearray()}', "bytearray at /a"),
+    ('{"a": {1, 2}}', "a set at /a"),
+    ("(1, frozenset())", "a frozenset at /1"),
+    ("Row(1.0, float('nan'))", "nan at /mean"),
+    ("[Row(1.0, {'x': {2}})]", "a set at /0/mean/x"),
+    ("Model(x=float('nan'))", "nan at /x"),
+    ("Kept(given=b'')", "bytes at /named"),
+    ('{"a": object()}', "a object at /a"),
+    ('{"\\ud800": b""}', "bytes at /?"),
+]
+FIT = [
+    ("Row(1.0, (2, 'x'))", {"name": 1.0, "mean": [2, "x"]}),
+    ("[Model(x=1.5), Kept(given=None)]", [{"x": 1.5}, {"named": None}]),
+    ("datetime.date(2026, 1, 2)", "2026-01-02"),
+    ('{"null": "G\\x7f", "b": [None, True, 2**64 - 1, 1e300, -0.5, ""]}', None),
+    ("{1: 2}", {"1": 2}),
+    ('Row("\\ud800", 1)', {"name": "\ufffd", "mean": 1}),
+]
 
 
 def test_what_json_cannot_hold_is_an_error_that_says_where_it_is(serve: Serve) -> None:
     host = serve(
-        """
+        f"""
+        import dataclasses
         import datetime
-        from pydantic import BaseModel
-        from gleitzeit_host.sdk import host, method, run
+        from typing import Any
+        import msgspec
+        import pydantic
+        from gleitzeit_host.sdk import AccessDenied, current_call, host, method, run
 
-        class Model(BaseModel):
-            number: float
+        @dataclasses.dataclass
+        class Row:
+            name: Any
+            mean: Any
+
+        class Model(pydantic.BaseModel):
+            x: float
+
+        class Kept(msgspec.Struct):
+            given: Any = msgspec.field(name="named")
+
+        @method("sample/say")
+        async def say(index: int):
+            return [{", ".join(text for text, _ in UNFIT)}][index]
 
         @method("sample/odd")
-        def odd(what: str):
-            return {
-                "nan": {"a": [1, float("nan")]},
-                "bytes": {"a/b": b"x"},
-                "set": [{1}],
-                "object": {"x": object()},
-                "model": {"m": Model(number=float("inf"))},
-                "fine": {"t": (1, 2), "d": datetime.date(2026, 1, 2), "m": Model(number=1.5), "s": "\\ud800"},
-            }[what]
+        async def odd(index: int):
+            return [{", ".join(text for text, _ in FIT)}][index]
+
+        @method("sample/stream")
+        async def stream():
+            await current_call().progress(delta={{"x": float("nan")}})
 
         @method("sample/ask")
         async def ask():
-            return await host.call("echo/say", {"message": {1, 2}})
+            return await host.call("echo/say", {{"message": b"bytes"}})
+
+        @method("sample/state")
+        async def state():
+            await host.save_state({{"seen": {{1, 2}}}})
+
+        @method("sample/refuse")
+        async def refuse(fit: bool = True):
+            raise AccessDenied("no \\udcff", path=None if fit else {{1}})
+
+        @method("sample/boom")
+        async def boom():
+            raise ValueError("\\udcff")
 
         run()
         """,
         manifest='calls = ["echo/*"]',
     )
-    for what, said in {
-        "nan": "sample/odd returned nan at /a/1",
-        "bytes": "sample/odd returned bytes at /a~1b",
-        "set": "sample/odd returned a set at /0",
-        "object": "sample/odd returned a object at /x",
-    }.items():
-        error = host.refusal("sample/odd", {"what": what})
-        assert error.code == -32603
-        assert error.message == f"{said}, which JSON cannot hold"
-    assert host.call("sample/odd", {"what": "fine"}) == {
-        "t": [1, 2],
-        "d": "2026-01-02",
-        "m": {"number": 1.5},
-        "s": "\ufffd",
+    for index, (_, what) in enumerate(UNFIT):
+        error = host.refusal("sample/say", {"index": index})
+        assert (error.code, error.message) == (-32603, f"sample/say returned {what}, which JSON cannot hold")
+    for index, (_, expected) in enumerate(FIT):
+        result = host.call("sample/odd", {"index": index})
+        assert expected is None or result == expected
+    messages = {
+        name: host.refusal(f"sample/{name}", params).message
+        for name, params in {
+            "stream": {"_meta": {"progressToken": 1}},
+            "ask": {},
+            "state": {},
+            "refuse": {"fit": False},
+            "boom": {},
+        }.items()
     }
-    assert "the params for echo/say hold a set at /message" in host.refusal("sample/ask").message
-    assert host.refusal("sample/odd", {"what": "model"}).code == -32603
+    assert messages == {
+        "stream": "the progress of sample/stream holds nan at /delta/x, which JSON cannot hold",
+        "ask": "the params for echo/say hold bytes at /message, which JSON cannot hold",
+        "state": "the state holds a set at /seen, which JSON cannot hold",
+        "refuse": "sample/refuse failed (no ?), and the error's data holds a set at /path, which JSON cannot hold",
+        "boom": "ValueError: ?",
+    }
+    assert host.refusal("sample/refuse").code == -31008
+    assert host.provider("sample")["restarts"] == 0
+
+
+def test_a_handler_that_cannot_be_called_by_name_makes_the_provider_unavailable(serve: Serve) -> None:
+    host = serve(
+        """
+        from gleitzeit_host.sdk import method, run
+
+        @method("sample/say")
+        def say(message, /):
+            return message
+
+        run()
+        """,
+        manifest='methods = ["sample/say"]',
+    )
+    assert "sample/say: the parameter 'message' of its handler" in host.refusal("sample/say").message
 
 
 def test_cancellation_reaches_async_and_plain_functions(serve: Serve) -> None:

@@ -161,7 +161,7 @@ class HostLink:
 
     async def save_state(self, state: Any) -> None:
         """Have the host keep a JSON value of at most 1 MiB; the next start finds it in `provider.state`."""
-        await self.notify("notifications/state", {"state": state})
+        await self.notify("notifications/state", {"state": encode(state, "the state holds")})
 
     async def changed(self, *, methods: list[str] | None = None, capabilities: dict[str, Any] | None = None) -> None:
         """Replace what the handshake declared; None leaves it as it is."""

@@ -21,7 +21,8 @@ def method(name: str) -> Callable[[Function], Function]:
     """Serve a protocol's method, such as "shout/say", with this function, whose parameters are the method's params.
 
     Plain functions run in worker threads, async ones on the event loop. What they return is the result: any JSON
-    value, a dataclass, a pydantic or msgspec model. An `RpcError` that they raise is the answer; any other exception
+    value, a dataclass, a pydantic or msgspec model; NaN, Infinity, bytes and sets are no JSON, and an error that says
+    where they are. An `RpcError` that they raise is the answer; any other exception
     becomes -32603 with its text, and its traceback goes to the log.
     """
 

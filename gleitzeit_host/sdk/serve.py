@@ -192,13 +192,24 @@ class Server:
         return await self._provider.health()
 
 
+class _Fit(RpcError):
+    """An error as it goes out."""
+
+    def __init__(self, code: int, message: str, data: Raw) -> None:
+        super().__init__(message)
+        self.code = code
+        self._raw = data
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the error object with its data as raw JSON."""
+        return {**super().to_dict(), "data": self._raw}
+
+
 def _fail(request: Request, error: RpcError) -> None:
     """Answer with an error, also with one whose message or data are not fit for JSON."""
     try:
         data = encode(error.data, f"{request.method} failed ({error.message}), and the error's data holds")
     except InternalError as defect:
         error, data = defect, encode(defect.data, "")
-    fit: Any = RpcError(error.message.encode("utf-8", "replace").decode())
-    fit.code = error.code
-    fit.data = data  # raw, as it goes out
-    request.fail(fit)
+    message = error.message.encode("utf-8", "replace").decode()
+    request.fail(_Fit(error.code, message, data))
