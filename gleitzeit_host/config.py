@@ -74,11 +74,14 @@ class Expose(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tools: list[str] | None = None
 
 
+_Version = Annotated[str, msgspec.Meta(pattern="^v[1-9][0-9]*$")]
+
+
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     roots: list[str] | None = None
     limits: Limits = Limits()
     expose: Expose = Expose()
-    protocols: dict[Name, Annotated[str, msgspec.Meta(pattern="^v[1-9][0-9]*$")]] = {}
+    protocols: dict[Name, _Version] = {}
     providers: dict[Name, ProviderConfig] = {}
 
 
@@ -193,11 +196,19 @@ def load(explicit: Path | None, cwd: Path) -> Config:
             table, untrusted = _restrict(table, own, other, warnings)
         own = _merge(own, table)
     parsed = convert(own, _File, other or user_file)
+    for name, provider in parsed.providers.items():
+        if provider.replicas.min > provider.replicas.max:
+            raise ConfigurationError(
+                f"{other or user_file}: providers.{name}.replicas.min: {provider.replicas.min} is more than "
+                f"replicas.max, {provider.replicas.max}"
+            )
     roots = _default_roots(cwd) if parsed.roots is None else [Path(root) for root in parsed.roots]
     warnings += [f"The root {root} does not exist" for root in roots if not os.path.exists(root)]  # noqa: PTH110
     return Config(
         roots=roots,
-        limits=parsed.limits,
+        limits=msgspec.structs.replace(
+            parsed.limits, default_timeout=min(parsed.limits.default_timeout, parsed.limits.max_timeout)
+        ),
         expose=[patterns for patterns in exposed if patterns is not None],
         protocols=dict(parsed.protocols),
         providers=dict(parsed.providers),
@@ -212,10 +223,17 @@ def load(explicit: Path | None, cwd: Path) -> Config:
 def _read(path: Path) -> tuple[dict[str, Any], str]:
     """Parse and check one file; return the table, its roots absolute, and the SHA-256 of what it was read from."""
     table, content = read_toml(path)
-    providers = table.get("providers")
-    for name, provider in providers.items() if isinstance(providers, dict) else ():
-        convert(provider, ProviderConfig, path, f"providers.{name}")  # one by one, so that an error names it
+    for key, kind in (("protocols", _Version), ("providers", ProviderConfig)):
+        named = table.get(key)
+        for name, value in named.items() if isinstance(named, dict) else ():
+            convert(value, kind, path, f"{key}.{name}")  # one by one, so that an error names it
     convert(table, _File, path)
+    limits = table.get("limits", {})
+    if limits.keys() >= {"default_timeout", "max_timeout"} and limits["default_timeout"] > limits["max_timeout"]:
+        raise ConfigurationError(
+            f"{path}: limits.default_timeout: {limits['default_timeout']} is more than limits.max_timeout, "
+            f"{limits['max_timeout']}"
+        )
     if "roots" in table:
         table["roots"] = [_root(root, path) for root in table["roots"]]
     return table, hashlib.sha256(content).hexdigest()

@@ -1,5 +1,7 @@
 """Manifests: the `provider.toml` of a provider's folder."""
 
+import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -51,11 +53,28 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return the command with `{python}` and `{dir}` filled in.
 
         A program named with a slash is looked for in the provider's folder, one without on the PATH.
+
+        Raises:
+            PermissionError: the program is there, and not executable; says what to do.
         """
         words = [word.replace("{python}", python).replace("{dir}", str(self.folder)) for word in self.command]
         if "/" in words[0]:
-            words[0] = str(self.folder / words[0])
+            program = self.folder / words[0]
+            if program.is_file() and not os.access(program, os.X_OK):
+                raise PermissionError(
+                    f"{program} is not executable: chmod +x it, or name its interpreter first, as in "
+                    f'command = ["{{python}}", "{self.command[0]}"]'
+                )
+            words[0] = str(program)
         return words
+
+    def unknown_placeholder(self) -> str | None:
+        """Return what looks like `{dir}` and is not: in the program, or where a path begins; others are text."""
+        for word in self.command:
+            for name in re.findall(r"\{\w+\}" if word is self.command[0] else r"(?:^|=)(\{\w+\})/", word):
+                if name not in {"{python}", "{dir}"}:
+                    return str(name)
+        return None
 
 
 class Broken(msgspec.Struct, frozen=True):
@@ -91,6 +110,9 @@ def load_manifest(path: Path) -> Manifest:
     manifest = msgspec.structs.replace(parsed, folder=path.parent.resolve())
     if manifest.name != path.parent.name:
         raise ConfigurationError(f"{path}: name: {manifest.name!r} is not the name of its folder, {path.parent.name!r}")
+    unknown = manifest.unknown_placeholder()
+    if unknown is not None:
+        raise ConfigurationError(f"{path}: command: there is no {unknown}; there are {{python}} and {{dir}}")
     if manifest.start == "on_demand" and manifest.methods is None:
         raise ConfigurationError(
             f'{path}: start: "on_demand" needs `methods`, or nothing would ever start the provider'
@@ -109,20 +131,23 @@ def read_toml(path: Path) -> tuple[dict[str, Any], bytes]:
         raise ConfigurationError(f"{path}: not TOML: {error}") from None
 
 
-def convert(table: dict[str, Any], kind: type[Any], path: Path, where: str = "") -> Any:
-    """Turn a table into a struct; raises ConfigurationError that names file and key."""
+def convert(table: Any, kind: Any, path: Path, where: str = "") -> Any:
+    """Turn a table, or a value, into what it should be; raises ConfigurationError that names file and key."""
     try:
         return msgspec.convert(table, kind)
     except msgspec.ValidationError as error:
-        raise ConfigurationError(f"{path}: {_explain(str(error), kind, where)}") from None
+        raise ConfigurationError(f"{path}: {_explain(str(error), table, kind, where)}") from None
 
 
-def _explain(message: str, kind: type[Any], where: str) -> str:
+def _explain(message: str, table: Any, kind: Any, where: str) -> str:
     problem, _, place = message.partition(" - at `$")
     if problem == message and " - at `key` in `$" in message:
         problem, _, place = message.partition(" - at `key` in `$")
         problem = f"one of its keys: {problem}"
-    place = (where + place.rstrip("`")).lstrip(".")
+    place = place.rstrip("`")
+    if problem.startswith("Expected `array") and problem.endswith("got `str`"):
+        problem += _list_hint(table, place.lstrip("."))
+    place = (where + place).lstrip(".")
     if "unknown field" in problem:
         field = problem.rsplit("`", 2)[1]
         place = f"{place}.{field}".lstrip(".")
@@ -131,6 +156,16 @@ def _explain(message: str, kind: type[Any], where: str) -> str:
         near = difflib.get_close_matches(field, _keys(kind), 1)
         problem = "unknown key" + (f"; did you mean `{near[0]}`?" if near else "")
     return f"{place or 'the file'}: {problem}"
+
+
+def _list_hint(table: Any, key: str) -> str:
+    """Show how the text at this key is written as a list."""
+    value = table.get(key) if isinstance(table, dict) else None
+    if not isinstance(value, str):
+        return ""
+    import json  # noqa: PLC0415 - only for a message
+
+    return f"; write {key} = {json.dumps(value.split() if key == 'command' else [value], ensure_ascii=False)}"
 
 
 def _keys(kind: Any) -> list[str]:

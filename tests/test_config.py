@@ -151,15 +151,23 @@ def test_a_trust_store_that_cannot_be_read_trusts_nothing(found: Path, work: Pat
             "[providers.x.limits]\nmax_restart = 1\n",
             "providers.x.limits.max_restart: unknown key; did you mean `max_restarts`?",
         ),
-        ('[protocols]\nllm = "1"\n', "protocols[...]: Expected `str` matching regex"),
+        ('[protocols]\nllm = "1"\n', "protocols.llm: Expected `str` matching regex"),
         ("[limits]\ndefault_timeout = nan\n", "limits.default_timeout: Expected `float` > 0.0"),
         ("[limits]\ndepth = 1e300\n", "limits.depth"),
+        ("[protocols]\nllm = 1\n", "protocols.llm: Expected `str`, got `int`"),
+        (
+            "[limits]\ndefault_timeout = 9\nmax_timeout = 8.5\n",
+            "limits.default_timeout: 9 is more than limits.max_timeout, 8.5",
+        ),
+        ("[providers.x]\nreplicas = {min = 2}\n", "providers.x.replicas.min: 2 is more than replicas.max, 1"),
+        ("[providers.x]\nreplicas = {min = 3, max = 2}\n", "providers.x.replicas.min: 3 is more than replicas.max, 2"),
+        ('[providers.x]\nenv = "A"\n', '; write env = ["A"]'),
         ("roots = [3]\n", "roots[0]: Expected `str`"),
         ('roots = ["~no such user/x"]\n', "roots: '~no such user/x'"),
         ('roots = ["a\\u0000b"]\n', "roots: 'a\\x00b'"),
         ('[providers.echo]\nenv = ["A=B"]\n', "providers.echo.env[0]"),
         ("[limits\n", "not TOML"),
-        ('roots = "."\n', "roots: Expected `array | null`"),
+        ('roots = "."\n', 'roots: Expected `array | null`, got `str`; write roots = ["."]'),
     ],
 )
 def test_an_error_names_the_file_and_the_key(work: Path, text: str, complaint: str) -> None:
@@ -193,7 +201,7 @@ def test_an_untrusted_limit_may_be_lower_than_the_users_own_only(folders: Path, 
     folders.write_text("[limits]\nqueue = 50\nmax_timeout = 20\n")
     (work / "gleitzeit.toml").write_text("[limits]\nqueue = 51\nmax_timeout = 20\nbatch = 1000\ndepth = 127\n")
     loaded = config.load(None, work)
-    expected = config.Limits(queue=50, max_timeout=20.0, batch=1000, depth=127)
+    expected = config.Limits(queue=50, default_timeout=20.0, max_timeout=20.0, batch=1000, depth=127)
     assert loaded.limits == expected
     assert len(loaded.warnings) == 1
     assert "limits.queue is ignored" in loaded.warnings[0]

@@ -37,7 +37,11 @@ def test_a_program_with_a_slash_is_the_folders_and_one_without_is_the_paths(tmp_
         ('name = "other"\ncommand = ["x"]\n', "not the name of its folder"),
         ('name = "it"\n', "missing required field `command`"),
         ('name = "it"\ncommand = []\n', "command"),
-        ('name = "it"\ncommand = "x"\n', "command: Expected `array`"),
+        ('name = "it"\ncommand = "x"\n', 'command: Expected `array`, got `str`; write command = ["x"]'),
+        ('name = "it"\ncommand = "node \\"a\\""\n', 'write command = ["node", '),
+        ('name = "it"\ncommand = ["{pyhton}", "x"]\n', "command: there is no {pyhton}; there are {python} and {dir}"),
+        ('name = "it"\ncommand = ["x", "{folder}/x"]\n', "command: there is no {folder}; there are"),
+        ('name = "it"\ncommand = ["x", "--at={here}/x"]\n', "command: there is no {here}; there are"),
         ('name = "it"\ncommand = ["x"]\nstart = "on_demand"\n', "needs `methods`"),
         ('name = "it"\ncommand = ["x"]\nmethod = ["a/b"]\n', "unknown key; did you mean `methods`?"),
         ('name = "it"\ncommand = ["x"]\nfolder = "/"\n', "unknown key"),
@@ -59,6 +63,23 @@ def test_an_error_names_the_file_and_the_key(tmp_path: Path, text: str, complain
         load_manifest(path)
     assert str(path) in str(caught.value)
     assert complaint in str(caught.value)
+
+
+def test_braces_that_are_no_placeholder_are_text(tmp_path: Path) -> None:
+    words = ["awk", "{print}", "${HOME}/x", "{a: 1}", "x{y}z"]
+    manifest = load_manifest(write(tmp_path, "it", f'name = "it"\ncommand = {words}\n'))
+    assert manifest.argv("p") == words
+
+
+def test_a_program_that_is_not_executable_says_what_to_do(tmp_path: Path, start_host: StartHost) -> None:
+    path = write(tmp_path, "it", 'name = "it"\ncommand = ["./run.py"]\nstart = "eager"\n[limits]\nmax_restarts = 0\n')
+    program = path.parent / "run.py"
+    program.write_text("")
+    program.chmod(0o644)
+    host = start_host(search_path=[tmp_path])
+    host.wait_for_stderr("chmod")
+    reason = host.provider("it")["reason"]
+    assert f'{program} is not executable: chmod +x it, or name its interpreter first, as in command = ["' in reason
 
 
 def test_the_first_definition_of_a_name_wins_even_if_it_is_broken(tmp_path: Path) -> None:
