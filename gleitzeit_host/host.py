@@ -24,7 +24,7 @@ from gleitzeit_host.logs import ProviderLog, ProviderLogs, log
 from gleitzeit_host.manifest import Broken, load_manifests
 from gleitzeit_host.peer import Answer, Request, deliver
 from gleitzeit_host.processes import Processes
-from gleitzeit_host.protocol import Protocol, load_protocols
+from gleitzeit_host.protocol import HOST_METHODS, Protocol, load_protocols
 from gleitzeit_host.provider import Provider
 from gleitzeit_host.router import Router
 from gleitzeit_host.state import StateFiles
@@ -33,7 +33,6 @@ from gleitzeit_host.supervisor import Supervisor
 if TYPE_CHECKING:
     from gleitzeit_host.mcp.face import Face
 
-HOST_METHODS = frozenset({"host/info", "host/providers", "host/protocols", "host/health", "rpc.discover"})
 EXIT_OUTPUT_LOST = 1  # nobody read what was still to be answered
 LAST_ANSWERS = 0.5  # seconds for a client to read them, once a signal has come
 # MCP clients end a server by closing its input, and kill it where it is not gone soon:

@@ -60,7 +60,7 @@ class Processes:
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._rest = b""
         self._closed: asyncio.Future[None] | None = None
-        self._orders = self._obeyed = 0  # of this guard
+        self._orders = 0  # that this guard was given
         self._alarm: asyncio.TimerHandle | None = None  # set while an order is not obeyed
         self._wake_ups = 0
 
@@ -156,11 +156,10 @@ class Processes:
             self._alarm = _loop().call_later(_PATIENCE, self._wake)
 
     def _has_obeyed(self, orders: int) -> None:
-        self._obeyed = orders
         self._wake_ups = 0
         if self._alarm is not None:
             self._alarm.cancel()
-            self._alarm = _loop().call_later(_PATIENCE, self._wake) if self._obeyed < self._orders else None
+            self._alarm = _loop().call_later(_PATIENCE, self._wake) if orders < self._orders else None
 
     def _abandon(self) -> None:
         """Kill a guard that does not come to an end: something below it cannot be killed, not even by its keeper."""
@@ -250,7 +249,7 @@ class Processes:
         self._socket = None
         self._rest = b""
         self._has_obeyed(self._orders)
-        self._orders = self._obeyed = 0
+        self._orders = 0
         for _, descriptors in self._unsent:
             for fd in descriptors:
                 os.close(fd)

@@ -36,6 +36,7 @@ MCP = frozenset(  # first segments of the Model Context Protocol's methods, of a
     ]
 )
 RESERVED = MCP | {"notifications", "rpc", "host", "mcp"}
+HOST_METHODS = ("host/info", "host/providers", "host/protocols", "host/health", "rpc.discover")
 _METHOD_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}/[A-Za-z0-9][A-Za-z0-9_./-]{0,127}")
 _DOCUMENT_FILE = re.compile(r"v[1-9][0-9]{0,5}")
 _MAX_ERRORS = 20  # violations listed in one answer

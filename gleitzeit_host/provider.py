@@ -304,7 +304,7 @@ class Provider:
         self._fail_answer(wire.answered_id(line), kind(f"Provider {self.name} broke the protocol: {error.message}"))
 
     def _oversized(self, line: wire.OversizedLine) -> None:
-        id = line.leading_id()
+        id = wire.leading_id(line)
         problem = f"Provider {self.name} sent a line over limits.message_bytes = {self.router.limits.message_bytes}"
         self.complain(problem)
         if not self._fail_answer(id, MessageTooLarge(problem)):

@@ -13,7 +13,7 @@ from gleitzeit_host.calls import MAX_DEPTH, NO_META, Call, Caller, Deadlines, Me
 from gleitzeit_host.config import Limits
 from gleitzeit_host.errors import ConfigurationError, MethodNotFound, Overloaded, ProviderUnavailable, RpcError, TooDeep
 from gleitzeit_host.peer import Request, Turn
-from gleitzeit_host.protocol import Method, Protocol
+from gleitzeit_host.protocol import HOST_METHODS, Method, Protocol
 
 if TYPE_CHECKING:
     from gleitzeit_host.provider import Provider
@@ -342,7 +342,7 @@ class Router:
         names = [name for name in self.routes if name.startswith(f"{protocol}/")]
         hint = f"protocol {protocol} has {', '.join(sorted(names))}"
         if protocol in ("host", "notifications") or method.startswith("rpc."):
-            hint = "the host's own methods are host/info, host/providers, host/protocols, host/health and rpc.discover"
+            hint = f"the host's own methods are {', '.join(HOST_METHODS[:-1])} and {HOST_METHODS[-1]}"
         elif not names:
             hint = f"a file protocols/{protocol[:64]}/v1.json on the search path would"
         return MethodNotFound(f"No protocol defines {method[:200]!r}; {hint}", method=method[:200])

@@ -41,14 +41,16 @@ class OversizedLine(bytes):
 
     __slots__ = ()
 
-    def leading_id(self) -> int | None:
-        """Return the integer id if the line begins with one, as `{"jsonrpc":"2.0","id":7,…` does."""
-        match = re.match(_LEADING_ID, self)
-        return int(match[1]) if match else None
 
-
+_SHOWN_SIZE = 256  # bytes of a line that an OversizedLine has, and in which a leading id is looked for
 _SALVAGE_SIZE = 1024 * 1024
 _LEADING_ID = rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*(\d{1,16})\s*,'
+
+
+def leading_id(line: bytes) -> int | None:
+    """Return the integer id if the line begins with one, as `{"jsonrpc":"2.0","id":7,…` does."""
+    match = re.match(_LEADING_ID, line[:_SHOWN_SIZE])
+    return int(match[1]) if match else None
 
 
 class LineBuffer:
@@ -81,14 +83,14 @@ class LineBuffer:
                 self._parts.append(lines[0])
                 lines[0] = self._take()
             if self._size + len(data) > self.limit:
-                lines = [line if len(line) <= self.limit else OversizedLine(line[:256]) for line in lines]
+                lines = [line if len(line) <= self.limit else OversizedLine(line[:_SHOWN_SIZE]) for line in lines]
             self._size = 0
         if rest and not self._skipping:
             self._parts.append(rest)
             self._size += len(rest)
             if self._size > self.limit:
                 self._skipping = True
-                lines.append(OversizedLine(self._take()[:256]))
+                lines.append(OversizedLine(self._take()[:_SHOWN_SIZE]))
                 self._size = 0
         return lines
 
@@ -176,13 +178,13 @@ def answered_id(line: bytes) -> int | None:
     A short line is read more leniently (NaN, Infinity, missing members); a long one must begin with its id.
     """
     if len(line) > _SALVAGE_SIZE:
-        return OversizedLine(line[:256]).leading_id()
+        return leading_id(line)
     import json  # noqa: PLC0415 - only for what msgspec refuses
 
     try:
         value = json.loads(line.decode("utf-8-sig", "replace"))
     except RecursionError:
-        return OversizedLine(line[:256]).leading_id()
+        return leading_id(line)
     except ValueError:
         return None
     id = value.get("id") if isinstance(value, dict) and "method" not in value else None
@@ -200,7 +202,7 @@ def request_id(raw: Raw) -> bytes:
 def detectable_id(line: bytes) -> bytes:
     """Return the id of an invalid request where it has a usable one, else null (section 5.1)."""
     if len(line) > _SALVAGE_SIZE or type(line) is OversizedLine:
-        id = OversizedLine(line[:256]).leading_id()
+        id = leading_id(line)
         return NULL if id is None else b"%d" % id
     try:
         return request_id(split_members(line)["id"])
