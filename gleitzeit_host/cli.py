@@ -201,7 +201,7 @@ def _with_host(options: "argparse.Namespace", use: "Callable[[Host], Awaitable[R
 def _call(options: "argparse.Namespace") -> int:
     async def call(host: "Host") -> Any:
         from gleitzeit_host import wire  # noqa: PLC0415
-        from gleitzeit_host.host import HOST_METHODS  # noqa: PLC0415
+        from gleitzeit_host.protocol import HOST_METHODS  # noqa: PLC0415
 
         try:
             route = host.router.routes.get(options.method)
@@ -372,18 +372,19 @@ def _client_config(options: "argparse.Namespace") -> int:
         kept = None if backup is None else str(backup)
         _print(options, {"file": str(change.file), "changed": bool(difference), "backup": kept})
     elif not difference:
-        print(f"{change.file} has it already; nothing was written.")
+        _say(f"{change.file} has it already; nothing was written.")
     else:
-        print(difference)
-        print(f"{change.file} is written" + (f"; what it was is in {backup}." if backup else "."))
+        for line in difference.split("\n"):
+            _say(*line.split("\t"))  # what it is indented with stays
+        _say(f"{change.file} is written" + (f"; what it was is in {backup}." if backup else "."))
     return 0
 
 
 # ---- output
 
 
-def _say(line: str) -> None:
-    terminal.write(terminal.visible(line) + "\n")
+def _say(*columns: str) -> None:
+    terminal.write("\t".join(map(terminal.visible, columns)) + "\n")
 
 
 def _print(options: "argparse.Namespace", value: Any) -> None:

@@ -32,7 +32,7 @@ class Client(NamedTuple):
 def _in_config(name: str) -> Callable[[], Path]:
     def file() -> Path:
         given = Path(os.environ.get("XDG_CONFIG_HOME", ""))
-        return (given if given.is_absolute() and sys.platform != "darwin" else _home() / ".config") / name
+        return (given if given.is_absolute() and sys.platform != "darwin" else config.home_folder() / ".config") / name
 
     return file
 
@@ -40,29 +40,15 @@ def _in_config(name: str) -> Callable[[], Path]:
 def _claude_desktop() -> Path:
     name = "Claude/claude_desktop_config.json"
     if sys.platform == "darwin":
-        return _home() / "Library" / "Application Support" / name
+        return config.home_folder() / "Library" / "Application Support" / name
     return _in_config(name)()
-
-
-def _home() -> Path:
-    try:
-        return Path.home()
-    except RuntimeError:  # a user without an entry in the system's list, as containers have them
-        raise ConfigurationError("there is no home folder: set HOME") from None
-
-
-def _here() -> Path:
-    try:
-        return Path.cwd()
-    except OSError as error:
-        raise ConfigurationError(f"the working folder cannot be used: {error.strerror}") from None
 
 
 CLIENTS = {
     "claude-desktop": Client("mcpServers", says_stdio=False, file=_claude_desktop),
-    "claude-code": Client("mcpServers", says_stdio=True, file=lambda: _here() / ".mcp.json"),
-    "vscode": Client("servers", says_stdio=True, file=lambda: _here() / ".vscode" / "mcp.json"),
-    "cursor": Client("mcpServers", says_stdio=False, file=lambda: _home() / ".cursor" / "mcp.json"),
+    "claude-code": Client("mcpServers", says_stdio=True, file=lambda: config.current_folder() / ".mcp.json"),
+    "vscode": Client("servers", says_stdio=True, file=lambda: config.current_folder() / ".vscode" / "mcp.json"),
+    "cursor": Client("mcpServers", says_stdio=False, file=lambda: config.home_folder() / ".cursor" / "mcp.json"),
     "zed": Client("context_servers", says_stdio=False, file=_in_config("zed/settings.json")),
     "json": Client("mcpServers", says_stdio=False, file=None),
 }
@@ -90,7 +76,7 @@ def snippet(client: Client, paths: list[Path], explicit: Path | None, log_level:
     Raises:
         ConfigurationError: the host would refuse a path or the configuration, or JSON cannot hold its name.
     """
-    here = _here()
+    here = config.current_folder()
     config.search_path(paths)
     if explicit is not None:
         config.load(explicit, here)

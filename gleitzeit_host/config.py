@@ -123,14 +123,20 @@ def search_path(extra: Iterable[Path]) -> list[Path]:
 
 def working_folder() -> Path:
     """Return the working folder; raises ConfigurationError if it was deleted or its name is not UTF-8."""
+    folder = current_folder()
     try:
-        folder = Path.cwd()
         str(folder).encode()
-    except OSError as error:
-        raise ConfigurationError(f"the working folder cannot be used: {error.strerror}; go to another") from None
     except UnicodeEncodeError:  # it is the root that providers are told, in JSON
         raise ConfigurationError(f"the working folder {str(folder)!r} cannot be used: its name is not UTF-8") from None
     return folder
+
+
+def current_folder() -> Path:
+    """Return the working folder, whatever its name; raises ConfigurationError if it was deleted."""
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise ConfigurationError(f"the working folder cannot be used: {error.strerror}; go to another") from None
 
 
 def state_folder() -> Path:
@@ -161,11 +167,16 @@ def _folder(kind: str) -> Path:
     given = os.environ.get(variable, "")
     if Path(given).is_absolute():
         return Path(given) / "gleitzeit"
-    try:
-        home = Path.home()
-    except RuntimeError:  # a user without an entry in the system's list, as containers have them
-        raise ConfigurationError(f"there is no home folder: set HOME, or {variable} to an absolute path") from None
+    home = home_folder(f", or {variable} to an absolute path")
     return home / (on_macos if sys.platform == "darwin" else usual) / "gleitzeit"
+
+
+def home_folder(instead: str = "") -> Path:
+    """Return the user's home; raises ConfigurationError, which says to set HOME or what else would do."""
+    try:
+        return Path.home()
+    except RuntimeError:  # a user without an entry in the system's list, as containers have them
+        raise ConfigurationError(f"there is no home folder: set HOME{instead}") from None
 
 
 # ---- loading

@@ -10,27 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.host import TIMEOUT, descendants, isolated_environment, wait_for_end
+from support.host import TIMEOUT, descendants, wait_for_end
 from support.misbehave import add_misbehave
-
-
-class Shell:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        (folder / "home").mkdir()
-        self.environment = isolated_environment(folder / "home")
-
-    def __call__(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        options = {"stdin": subprocess.DEVNULL, "capture_output": True, **options}
-        return subprocess.run(
-            [sys.executable, "-m", "gleitzeit_host", *arguments],
-            cwd=self.folder,
-            env=self.environment,
-            text=True,
-            timeout=TIMEOUT * 2,
-            check=False,
-            **options,
-        )
+from support.shell import Shell
 
 
 @pytest.fixture
@@ -274,16 +256,8 @@ def test_arguments_that_are_not_utf_8_are_refused(shell: Shell, words: list[Any]
 def test_a_working_folder_that_is_gone_is_said_in_one_line(shell: Shell, command: list[str]) -> None:
     (shell.folder / "gone").mkdir()
     for leave in ("rmdir ../gone", "mkdir -p $'../\\xff'; cd $'../\\xff'"):
-        done = subprocess.run(
-            ["bash", "-c", f'cd gone; {leave}; exec "$@"', "-", sys.executable, "-m", "gleitzeit_host", *command],
-            cwd=shell.folder,
-            env=shell.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-            check=False,
-        )
+        launcher = ["bash", "-c", f'cd gone; {leave}; exec "$@"', "-"]
+        done = shell(*command, launcher=launcher, timeout=TIMEOUT)
         (shell.folder / "gone").mkdir(exist_ok=True)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
         assert done.stderr.startswith("gleitzeit-host: the working folder ")

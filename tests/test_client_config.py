@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.host import TIMEOUT, isolated_environment
+from support.host import TIMEOUT
+from support.shell import Shell
 
 NAMES = ["claude-desktop", "claude-code", "vscode", "cursor", "zed", "json"]
 DESKTOP = "home/Library/Application Support" if sys.platform == "darwin" else "home/config"
@@ -23,25 +24,11 @@ FILES = {
 }
 
 
-class Shell:
-    """Runs `client-config` in a folder, with a home of its own."""
+class ClientConfig(Shell):
+    """Runs `client-config`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        (folder / "home").mkdir()
-        self.environment = isolated_environment(folder / "home")
-
-    def __call__(self, *arguments: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [python, "-m", "gleitzeit_host", "client-config", *arguments],
-            cwd=self.folder,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-            check=False,
-        )
+    def __call__(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        return super().__call__("client-config", *arguments, **{"timeout": TIMEOUT, **options})
 
     def write(self, name: str, *arguments: str) -> str:
         done = self(name, "--write", *arguments)
@@ -50,8 +37,8 @@ class Shell:
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> Shell:
-    return Shell(tmp_path)
+def shell(tmp_path: Path) -> ClientConfig:
+    return ClientConfig(tmp_path)
 
 
 def printed(done: subprocess.CompletedProcess[str]) -> Any:
@@ -67,7 +54,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_client_gets_the_format_that_it_reads(shell: Shell, name: str) -> None:
+def test_each_client_gets_the_format_that_it_reads(shell: ClientConfig, name: str) -> None:
     shown = printed(shell(name))
     ((key, servers),) = shown.items()
     assert key == FILES.get(name, ("", "mcpServers"))[1]
@@ -78,7 +65,7 @@ def test_each_client_gets_the_format_that_it_reads(shell: Shell, name: str) -> N
     assert name in shell("--help").stdout
 
 
-def test_relative_paths_become_absolute_and_are_passed_on(shell: Shell, tmp_path: Path) -> None:
+def test_relative_paths_become_absolute_and_are_passed_on(shell: ClientConfig, tmp_path: Path) -> None:
     (tmp_path / "a b").mkdir()
     (tmp_path / "my.toml").write_text("")
     shown = printed(
@@ -91,7 +78,7 @@ def test_relative_paths_become_absolute_and_are_passed_on(shell: Shell, tmp_path
 
 @pytest.mark.parametrize("has_script", [True, False])
 def test_the_command_is_the_script_beside_the_interpreter_or_else_the_module(
-    shell: Shell, tmp_path: Path, has_script: bool
+    shell: ClientConfig, tmp_path: Path, has_script: bool
 ) -> None:
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
@@ -106,7 +93,7 @@ def test_the_command_is_the_script_beside_the_interpreter_or_else_the_module(
     assert [entry["command"], *entry["args"]] == [*expected, "serve"]
 
 
-def test_what_is_printed_launches_a_host_from_any_folder(shell: Shell) -> None:
+def test_what_is_printed_launches_a_host_from_any_folder(shell: ClientConfig) -> None:
     entry = printed(shell("json"))["mcpServers"]["gleitzeit"]
     call = {"jsonrpc": "2.0", "id": 1, "method": "echo/say", "params": {"message": "hi"}}
     done = subprocess.run(
@@ -122,7 +109,7 @@ def test_what_is_printed_launches_a_host_from_any_folder(shell: Shell) -> None:
     assert json.loads(done.stdout)["result"] == {"response": "hi"}
 
 
-def test_an_unknown_client_is_answered_with_those_there_are(shell: Shell) -> None:
+def test_an_unknown_client_is_answered_with_those_there_are(shell: ClientConfig) -> None:
     done = shell("emacs")
     assert (done.returncode, done.stdout) == (2, "")
     assert "no client 'emacs'" in done.stderr
@@ -139,7 +126,7 @@ def test_an_unknown_client_is_answered_with_those_there_are(shell: Shell) -> Non
         ([], "required: NAME"),
     ],
 )
-def test_what_the_host_would_refuse_is_refused(shell: Shell, arguments: list[str], complaint: str) -> None:
+def test_what_the_host_would_refuse_is_refused(shell: ClientConfig, arguments: list[str], complaint: str) -> None:
     (shell.folder / "broken.toml").write_text("[limits]\nqeue = 1\n")
     done = shell(*arguments)
     assert done.returncode == 2
@@ -148,7 +135,7 @@ def test_what_the_host_would_refuse_is_refused(shell: Shell, arguments: list[str
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file names are UTF-8")
-def test_a_path_that_json_cannot_hold_is_refused(shell: Shell, tmp_path: Path) -> None:
+def test_a_path_that_json_cannot_hold_is_refused(shell: ClientConfig, tmp_path: Path) -> None:
     folder = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
     Path(folder).mkdir()
     done = shell("json", "--path", folder)
@@ -161,7 +148,7 @@ def test_a_path_that_json_cannot_hold_is_refused(shell: Shell, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_is_not_there_is_made_with_its_folders(shell: Shell, tmp_path: Path, name: str) -> None:
+def test_a_file_that_is_not_there_is_made_with_its_folders(shell: ClientConfig, tmp_path: Path, name: str) -> None:
     told = shell.write(name)
     file = tmp_path / FILES[name][0]
     assert json.loads(file.read_text()) == printed(shell(name))
@@ -182,7 +169,7 @@ OTHERS = """{
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 @pytest.mark.parametrize("name", FILES)
-def test_every_other_byte_of_the_file_stays(shell: Shell, tmp_path: Path, name: str, newline: str) -> None:
+def test_every_other_byte_of_the_file_stays(shell: ClientConfig, tmp_path: Path, name: str, newline: str) -> None:
     path, key = FILES[name]
     file = tmp_path / path
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -206,7 +193,7 @@ def test_every_other_byte_of_the_file_stays(shell: Shell, tmp_path: Path, name: 
     "before",
     ["", " \n", "{}", "{ }\n", '{"mcpServers": {}}', '{"a": {"b": 1}, "mcpServers": {"x": {}}}', '{"a": "}"}'],
 )
-def test_any_object_can_be_added_to(shell: Shell, tmp_path: Path, before: str) -> None:
+def test_any_object_can_be_added_to(shell: ClientConfig, tmp_path: Path, before: str) -> None:
     (tmp_path / ".mcp.json").write_text(before)
     shell.write("claude-code")
     wanted = printed(shell("claude-code"))
@@ -216,7 +203,7 @@ def test_any_object_can_be_added_to(shell: Shell, tmp_path: Path, before: str) -
     assert found == {**expected, "mcpServers": expected.get("mcpServers", {})}
 
 
-def test_an_older_entry_is_brought_up_to_date_and_keeps_what_else_it_has(shell: Shell, tmp_path: Path) -> None:
+def test_an_older_entry_is_brought_up_to_date_and_keeps_what_else_it_has(shell: ClientConfig, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     shell.write("cursor", "--path", "one")
     file = tmp_path / "home/.cursor/mcp.json"
@@ -228,7 +215,7 @@ def test_an_older_entry_is_brought_up_to_date_and_keeps_what_else_it_has(shell: 
     assert entry == {**printed(shell("cursor"))["mcpServers"]["gleitzeit"], "env": {"KEY": "secret"}}
 
 
-def test_writing_what_is_there_writes_nothing(shell: Shell, tmp_path: Path) -> None:
+def test_writing_what_is_there_writes_nothing(shell: ClientConfig, tmp_path: Path) -> None:
     shell.write("vscode")
     file = tmp_path / ".vscode/mcp.json"
     before = file.stat()
@@ -238,7 +225,7 @@ def test_writing_what_is_there_writes_nothing(shell: Shell, tmp_path: Path) -> N
     assert names_in(file.parent) == ["mcp.json"]
 
 
-def test_no_backup_is_ever_overwritten(shell: Shell, tmp_path: Path) -> None:
+def test_no_backup_is_ever_overwritten(shell: ClientConfig, tmp_path: Path) -> None:
     file = tmp_path / ".mcp.json"
     for count in range(3):
         file.write_text(f'{{"count": {count}}}')
@@ -247,7 +234,7 @@ def test_no_backup_is_ever_overwritten(shell: Shell, tmp_path: Path) -> None:
     assert kept == ['{"count": 0}', '{"count": 1}', '{"count": 2}']
 
 
-def test_the_mode_is_kept_and_a_link_is_followed(shell: Shell, tmp_path: Path) -> None:
+def test_the_mode_is_kept_and_a_link_is_followed(shell: ClientConfig, tmp_path: Path) -> None:
     real = tmp_path / "dotfiles" / "mine.json"
     real.parent.mkdir()
     real.write_text("{}")
@@ -276,7 +263,7 @@ def test_the_mode_is_kept_and_a_link_is_followed(shell: Shell, tmp_path: Path) -
     ],
 )
 def test_a_file_that_cannot_be_added_to_is_left_alone(
-    shell: Shell, tmp_path: Path, content: str | bytes, complaint: str
+    shell: ClientConfig, tmp_path: Path, content: str | bytes, complaint: str
 ) -> None:
     file = tmp_path / FILES["zed"][0]
     file.parent.mkdir(parents=True)
@@ -294,7 +281,7 @@ def test_a_file_that_cannot_be_added_to_is_left_alone(
 
 
 @pytest.mark.parametrize("obstacle", ["a folder", "a pipe", "a circle", "a file for a folder"])
-def test_what_is_no_file_is_refused(shell: Shell, tmp_path: Path, obstacle: str) -> None:
+def test_what_is_no_file_is_refused(shell: ClientConfig, tmp_path: Path, obstacle: str) -> None:
     file = tmp_path / ".vscode" / "mcp.json"
     if obstacle == "a file for a folder":
         file.parent.write_text("")
@@ -311,3 +298,17 @@ def test_what_is_no_file_is_refused(shell: Shell, tmp_path: Path, obstacle: str)
     assert str(file) in done.stderr
     assert "nothing was written" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_difference_shows_control_characters_and_keeps_tabs(shell: ClientConfig, tmp_path: Path) -> None:
+    (tmp_path / ".mcp.json").write_text('{\n\t"odd": "\x9b31m"\n}\n')
+    told = shell.write("claude-code")
+    assert '+\t"odd": "\\x9b31m",\n' in told
+    assert "\x9b" not in told
+
+
+def test_a_difference_that_nobody_takes_is_said_in_one_line(shell: ClientConfig) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = shell("claude-code", "--write", capture_output=False, stdout=full, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("gleitzeit-host: the output is lost")
